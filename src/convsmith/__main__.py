@@ -1,0 +1,24 @@
+"""``convsmith`` and ``python -m convsmith``: the command line, where its packages are installed."""
+
+from __future__ import annotations
+
+import sys
+
+
+def main() -> int:
+    """Run the command line and return its exit status."""
+    try:
+        from convsmith import cli
+    except ModuleNotFoundError as error:
+        if error.name not in ("typer", "rich"):
+            raise
+        print(
+            f"convsmith: the command line needs {error.name}: pip install 'convsmith[cli]'",
+            file=sys.stderr,
+        )
+        return 2
+    return cli.main()
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,46 @@
+"""What every test shares: one kernel cache, fixed random numbers, GPU tests only on a GPU."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import settings
+
+ROOT = Path(__file__).parent.parent
+
+# Hypothesis: the same examples on every run, and no limit that a busy machine could break.
+settings.register_profile("convsmith", deadline=None, derandomize=True, print_blob=True)
+settings.load_profile("convsmith")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Keep compiled kernels in the checkout, away from the user's cache, for the next run too."""
+    cache = ROOT / "build" / "test-cache"
+    cache.mkdir(parents=True, exist_ok=True, mode=0o700)
+    os.environ.setdefault("CONVSMITH_CACHE", str(cache))
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        torch.set_num_threads(1)  # the workers share the cores already
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Skip the tests marked gpu where PyTorch sees none."""
+    if torch.cuda.is_available():
+        return
+    for item in items:
+        if "gpu" in item.keywords:
+            item.add_marker(pytest.mark.skip(reason="needs an NVIDIA GPU, and PyTorch sees none"))
+
+
+@pytest.fixture(autouse=True)
+def fixed_seed() -> None:
+    """Give every test the same random numbers, whatever ran before it."""
+    torch.manual_seed(0)
+
+
+@pytest.fixture(scope="session")
+def root() -> Path:
+    """The folder of the checkout."""
+    return ROOT
