@@ -1,0 +1,1 @@
+"""Kernel families: <family>.py chooses tiling and launch, <family>.cuh is the device code."""

@@ -1,0 +1,171 @@
+"""The direct family: the plain sum, for every parameter, dtype and layout (device code: direct.cuh).
+
+One compilation serves every geometry: sizes, strides, padding, dilation and groups are run-time
+numbers. What is compiled in is the direction, the dtype and the rows of a block's tile, so a whole
+network needs a handful of kernels and a new input size none.
+"""
+
+from __future__ import annotations
+
+import math
+import struct
+from dataclasses import dataclass
+
+import torch
+
+from convsmith.kernels.source import KernelSource, render
+from convsmith.spec import ConvSpec, Direction, Shape
+
+NAME = "direct"
+
+# A block's tile: TILE_COLUMNS columns, TILE_TERMS terms at a time, and one of these row counts.
+TILE_COLUMNS = 128
+TILE_TERMS = 8
+TILE_ROWS = (8, 16, 32, 64)
+
+_DIRECTION = {
+    Direction.FORWARD: "kForward",
+    Direction.GRAD_INPUT: "kInputGradient",
+    Direction.GRAD_WEIGHT: "kWeightGradient",
+}
+_ELEMENT = {
+    torch.float32: "float",
+    torch.float64: "double",
+    torch.float16: "__half",
+    torch.bfloat16: "__nv_bfloat16",
+}
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one ConvSpec is cut into blocks.
+
+    Args:
+        rows, columns, terms: the contraction's extents in one group (and one phase of the stride).
+        tile_rows: rows of a block's tile.
+        splits: parts the terms are cut into; partial sums of more than one go to the workspace.
+        promote_tiles: stages of TILE_TERMS terms between two promotions.
+        blocks: of the whole grid.
+        workspace_bytes: of partial sums.
+    """
+
+    rows: int
+    columns: int
+    terms: int
+    tile_rows: int
+    splits: int
+    promote_tiles: int
+    blocks: int
+    workspace_bytes: int
+
+
+def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
+    """The tiling for ``spec`` on a GPU of ``multiprocessors``."""
+    batch, in_channels, height, width = spec.input_shape
+    out_channels, group_channels, filter_height, filter_width = spec.weight_shape
+    group_filters = out_channels // spec.groups
+    taps = filter_height * filter_width
+    pixels = batch * math.prod(spec.output_size)
+    phases = 1
+    if spec.direction is Direction.FORWARD:
+        rows, columns, terms = group_filters, pixels, group_channels * taps
+    elif spec.direction is Direction.GRAD_INPUT:
+        phases = math.prod(spec.stride)
+        rows = group_channels
+        columns = batch * -(-height // spec.stride[0]) * -(-width // spec.stride[1])
+        terms = group_filters * -(-taps // phases)
+    else:
+        rows, columns, terms = group_filters, group_channels * taps + spec.has_bias, pixels
+    tile_rows = choose_tile_rows(rows, spec.dtype.itemsize)
+    blocks = -(-rows // tile_rows) * -(-columns // TILE_COLUMNS) * spec.groups * phases
+    splits, workspace_bytes = 1, 0
+    if spec.direction is Direction.GRAD_WEIGHT:
+        outputs = out_channels * columns
+        splits = choose_splits(blocks, terms, outputs, multiprocessors)
+        if splits > 1:
+            workspace_bytes = splits * outputs * max(4, spec.dtype.itemsize)
+    promote_tiles = choose_promote_tiles(-(-terms // splits))
+    return Configuration(
+        rows, columns, terms, tile_rows, splits, promote_tiles, blocks * splits, workspace_bytes
+    )
+
+
+def choose_tile_rows(rows: int, itemsize: int) -> int:
+    """The smallest tile that holds ``rows``, or the largest there is.
+
+    Float64 stops at 32 rows: its sums take twice the registers.
+    """
+    largest = 32 if itemsize == 8 else 64
+    return next((tile for tile in (8, 16, 32) if rows <= tile), largest)
+
+
+def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -> int:
+    """Into how many parts a weight gradient's terms are cut.
+
+    Enough for six blocks a multiprocessor and for parts of at most 32768 terms, which keeps
+    rounding down; but parts of at least 512 terms, and at most 16 million partial sums in all.
+    """
+    wanted = max(-(-6 * multiprocessors // max(blocks, 1)), -(-terms // 32768))
+    return max(1, min(wanted, terms // 512, 2**24 // max(outputs, 1)))
+
+
+def choose_promote_tiles(terms: int) -> int:
+    """Stages between promotions: near the square root of ``terms``, where the error is least."""
+    return max(4, min(32, round(terms**0.5 / 8)))
+
+
+def pack_problem(
+    input_shape: Shape,
+    weight_shape: Shape,
+    output_size: tuple[int, int],
+    stride: tuple[int, int],
+    padding: tuple[int, int],
+    dilation: tuple[int, int],
+    groups: int,
+    input_strides: Shape,
+    weight_strides: Shape,
+    output_strides: Shape,
+    splits: int,
+    promote_tiles: int,
+) -> bytes:
+    """``Problem`` of direct.cuh: 30 integers of 64 bits."""
+    batch, in_channels, height, width = input_shape
+    out_channels, _, filter_height, filter_width = weight_shape
+    numbers = (groups, batch, in_channels // groups, height, width, out_channels // groups)
+    numbers += (filter_height, filter_width, *output_size, *stride, *padding, *dilation)
+    numbers += (*input_strides, *weight_strides, *output_strides, splits, promote_tiles)
+    return struct.pack("30q", *numbers)
+
+
+def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
+    """What the kernel is told of ``spec`` at run time."""
+    return pack_problem(
+        spec.input_shape,
+        spec.weight_shape,
+        spec.output_size,
+        spec.stride,
+        spec.padding,
+        spec.dilation,
+        spec.groups,
+        spec.input_strides,
+        spec.weight_strides,
+        spec.output_strides,
+        configuration.splits,
+        configuration.promote_tiles,
+    )
+
+
+def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:
+    """The kernel that runs ``spec``."""
+    return specialise(spec.direction, spec.dtype, configuration.tile_rows)
+
+
+def specialise(direction: Direction, dtype: torch.dtype, tile_rows: int) -> KernelSource:
+    """The kernel of one direction, dtype and tile."""
+    name = f"{NAME}_{direction.value}_{str(dtype).removeprefix('torch.')}_{tile_rows}"
+    constants = (
+        f"convsmith::{NAME}::Direction::{_DIRECTION[direction]}",
+        _ELEMENT[dtype],
+        str(tile_rows),
+    )
+    return render(NAME, name, constants)
