@@ -1,0 +1,1 @@
+"""Benchmarks: how long a convolution takes, next to PyTorch and to what the GPU allows."""
