@@ -495,6 +495,7 @@ __global__ void __launch_bounds__(kThreads)
     const View view = view_of<S::direction>(problem, static_cast<int>(block.phase));
     const std::int64_t first_row = block.row_tile * kTileM;
     const std::int64_t column = block.column_tile * kTileN + threadIdx.x;
+    if (block.column_tile * kTileN >= view.columns() + has_ones) return;  // a smaller phase
     const std::int64_t all_tiles = (view.terms() + kTileK - 1) / kTileK;
     const std::int64_t first_tile = divide(all_tiles * block.split, problem.splits);
     const std::int64_t tiles =
@@ -572,7 +573,7 @@ __global__ void __launch_bounds__(kThreads)
             if (bias != nullptr) value += Element<T>::widen(bias[m]);
             out[m * view.out.m] = Element<T>::narrow(value);
         }
-    } else if (column < tiling.columns) {
+    } else if (has_ones && column == view.columns()) {
         bias_gradient += block.group * tiling.rows + first_row;
         for (int m = 0; m < rows; ++m) {
             bias_gradient[m] = Element<T>::narrow(shared.out[m][threadIdx.x]);
