@@ -56,11 +56,11 @@ struct Strides {
 
 // A contraction of one group (and, for the input gradient, of one phase of the stride).
 struct View {
-    std::int64_t rows;                   // extent of m
-    std::int64_t outer_terms;            // extent of the non-spatial part of a term
-    std::int64_t outer_columns;          // extent of the non-spatial part of a column
-    Axis axes[2];                        // vertical, horizontal
-    Strides row, source, out;            // strides of the three operands
+    std::int64_t rows;                                // extent of m
+    std::int64_t outer_terms;                         // extent of the non-spatial part of a term
+    std::int64_t outer_columns;                       // extent of the non-spatial part of a column
+    Axis axes[2];                                     // vertical, horizontal
+    Strides row, source, out;                         // strides of the three operands
     std::int64_t row_group, source_group, out_group;  // from one group to the next
 
     __device__ std::int64_t columns() const {
@@ -79,8 +79,13 @@ struct Specialisation {
 constexpr int kThreads = 128;
 constexpr int kTileN = kThreads;  // while loading and storing, a thread owns a column
 constexpr int kTileK = 8;
-constexpr int kThreadN = 8;       // columns of a thread's register tile, in two runs of four
+constexpr int kThreadN = 8;  // columns of a thread's register tile, in two runs of four
 constexpr int kRun = 4;
+
+// Blocks a multiprocessor should hold: as many as their sums leave registers for.
+template <typename Accumulator>
+constexpr int kBlocksPerMultiprocessor = sizeof(Accumulator) == 8 ? 2 : 3;
+
 constexpr int kTilesPerTable = kThreads / kTileK;
 
 // Division that stays 32 bits wide where it can: the 64-bit one is a long subroutine.
@@ -146,35 +151,33 @@ __device__ inline Axis input_gradient_axis(int size, int taps, int outputs, int 
 }
 
 template <Direction kDirection>
+__device__ Axis axis_of(int source, int taps, int outputs, int stride, int padding, int dilation,
+                        int phase) {
+    if constexpr (kDirection == Direction::kForward) {
+        return forward_axis(source, taps, outputs, stride, padding, dilation);
+    } else if constexpr (kDirection == Direction::kInputGradient) {
+        return input_gradient_axis(source, taps, outputs, stride, padding, dilation, phase);
+    } else {
+        return weight_gradient_axis(source, taps, outputs, stride, padding, dilation);
+    }
+}
+
+template <Direction kDirection>
 __device__ View view_of(const Problem& problem, int phase) {
     View view;
-    const std::int64_t sources[2] = {problem.H, problem.W};
-    const std::int64_t taps[2] = {problem.R, problem.S};
-    const std::int64_t outputs[2] = {problem.P, problem.Q};
     const auto* x = problem.x_strides;
     const auto* w = problem.w_strides;
     const auto* y = problem.y_strides;
-    const int phases[2] = {static_cast<int>(phase / problem.stride[1]),
-                           static_cast<int>(phase % problem.stride[1])};
-#pragma unroll
-    for (int axis = 0; axis < 2; ++axis) {
-        const int source = static_cast<int>(sources[axis]);
-        const int tap_count = static_cast<int>(taps[axis]);
-        const int output_count = static_cast<int>(outputs[axis]);
-        const int stride = static_cast<int>(problem.stride[axis]);
-        const int padding = static_cast<int>(problem.padding[axis]);
-        const int dilation = static_cast<int>(problem.dilation[axis]);
-        if constexpr (kDirection == Direction::kForward) {
-            view.axes[axis] =
-                forward_axis(source, tap_count, output_count, stride, padding, dilation);
-        } else if constexpr (kDirection == Direction::kInputGradient) {
-            view.axes[axis] = input_gradient_axis(source, tap_count, output_count, stride, padding,
-                                                  dilation, phases[axis]);
-        } else {
-            view.axes[axis] =
-                weight_gradient_axis(source, tap_count, output_count, stride, padding, dilation);
-        }
-    }
+    const auto axis = [&problem](int i, std::int64_t source, std::int64_t taps,
+                                 std::int64_t outputs, std::int64_t phase_on_axis) {
+        return axis_of<kDirection>(
+            static_cast<int>(source), static_cast<int>(taps), static_cast<int>(outputs),
+            static_cast<int>(problem.stride[i]), static_cast<int>(problem.padding[i]),
+            static_cast<int>(problem.dilation[i]), static_cast<int>(phase_on_axis));
+    };
+    const int horizontal_phases = static_cast<int>(problem.stride[1]);
+    view.axes[0] = axis(0, problem.H, problem.R, problem.P, phase / horizontal_phases);
+    view.axes[1] = axis(1, problem.W, problem.S, problem.Q, phase % horizontal_phases);
     if constexpr (kDirection == Direction::kForward) {
         view.rows = problem.K;
         view.outer_terms = problem.C;
@@ -237,8 +240,7 @@ struct TermTable {
         const Place at = place_of(term, view.axes[0].terms, view.axes[1].terms);
         const int h_shift = at.vertical * view.axes[0].term_step;
         const int w_shift = at.horizontal * view.axes[1].term_step;
-        const std::int64_t source = at.outer * view.source.term +
-                                    h_shift * view.source.spatial[0] +
+        const std::int64_t source = at.outer * view.source.term + h_shift * view.source.spatial[0] +
                                     w_shift * view.source.spatial[1];
         const std::int64_t row =
             at.outer * view.row.term +
@@ -268,8 +270,8 @@ struct PatchLoader {
         const Place at = place_of(column, view.axes[0].columns, view.axes[1].columns);
         h = view.axes[0].first + at.vertical * view.axes[0].column_step;
         w = view.axes[1].first + at.horizontal * view.axes[1].column_step;
-        const std::int64_t offset = at.outer * view.source.column + h * view.source.spatial[0] +
-                                    w * view.source.spatial[1];
+        const std::int64_t offset =
+            at.outer * view.source.column + h * view.source.spatial[0] + w * view.source.spatial[1];
         window = reinterpret_cast<std::uintptr_t>(source) + offset * sizeof(T);
         otherwise = Element<T>::narrow(has_ones && column == columns ? 1 : 0);
         if (column >= columns) h = kOutside;
@@ -318,9 +320,9 @@ struct RowLoader {
 #pragma unroll
         for (int i = 0; i < kCount; ++i) {
             const bool readable = offset != kNoRow && i * kRowsApart < rows;
-            values[i] = ptx::load_if(readable,
-                                     reinterpret_cast<const T*>(row + i * row_step + offset),
-                                     Element<T>::narrow(0));
+            values[i] =
+                ptx::load_if(readable, reinterpret_cast<const T*>(row + i * row_step + offset),
+                             Element<T>::narrow(0));
         }
     }
 
@@ -375,8 +377,7 @@ struct RegisterTile {
             for (int i = 0; i < kThreadM; ++i) {
 #pragma unroll
                 for (int j = 0; j < kThreadN; ++j) {
-                    sums[i][j] +=
-                        a[i / kRowRun].values[i % kRowRun] * b[j / kRun].values[j % kRun];
+                    sums[i][j] += a[i / kRowRun].values[i % kRowRun] * b[j / kRun].values[j % kRun];
                 }
             }
         }
@@ -417,6 +418,7 @@ struct RegisterTile {
 // Shared memory of a block. The padding of `row` keeps its transposing stores free of conflicts.
 template <typename Accumulator, int kTileM>
 struct Shared {
+    View view;  // the same for every thread, and too large for its registers
     TermTable table;
     alignas(16) Accumulator row[2][kTileK][kTileM + 4];
     alignas(16) Accumulator patch[2][kTileK][kTileN];
@@ -477,7 +479,8 @@ struct Tiling {
 // the sums of the column of ones. With more than one split, sums go to `partial`, contiguous
 // [split][group][row][column], instead of `out` and `bias_gradient`.
 template <typename S>
-__global__ void __launch_bounds__(kThreads)
+__global__ void __launch_bounds__(
+    kThreads, kBlocksPerMultiprocessor<typename Element<typename S::Value>::Accumulator>)
     contract(const Problem problem, const typename S::Value* __restrict__ row_operand,
              const typename S::Value* __restrict__ source_operand,
              const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out,
@@ -492,14 +495,17 @@ __global__ void __launch_bounds__(kThreads)
     const bool has_ones = bias_gradient != nullptr;
     const Tiling<S> tiling(problem, has_ones);
     const BlockPlace block(tiling.row_tiles, tiling.column_tiles, problem.splits, tiling.phases);
-    const View view = view_of<S::direction>(problem, static_cast<int>(block.phase));
+    if (threadIdx.x == 0) {
+        shared.view = view_of<S::direction>(problem, static_cast<int>(block.phase));
+    }
+    __syncthreads();
+    const View& view = shared.view;
     const std::int64_t first_row = block.row_tile * kTileM;
     const std::int64_t column = block.column_tile * kTileN + threadIdx.x;
     if (block.column_tile * kTileN >= view.columns() + has_ones) return;  // a smaller phase
     const std::int64_t all_tiles = (view.terms() + kTileK - 1) / kTileK;
     const std::int64_t first_tile = divide(all_tiles * block.split, problem.splits);
-    const std::int64_t tiles =
-        divide(all_tiles * (block.split + 1), problem.splits) - first_tile;
+    const std::int64_t tiles = divide(all_tiles * (block.split + 1), problem.splits) - first_tile;
     const std::int64_t term_end = min(view.terms(), (first_tile + tiles) * kTileK);
 
     PatchLoader<T> patch(view, source_operand + block.group * view.source_group, column, has_ones);
@@ -599,8 +605,7 @@ __global__ void __launch_bounds__(kReduceThreads)
     for (std::int64_t split = 0; split < problem.splits; ++split) {
         sum += partial[split * count + index];
     }
-    const T value = Element<T>::narrow(
-        static_cast<typename Element<T>::Accumulator>(sum));
+    const T value = Element<T>::narrow(static_cast<typename Element<T>::Accumulator>(sum));
     const std::int64_t k = divide(index, tiling.columns);  // over all groups
     const std::int64_t column = index - k * tiling.columns;
     if (column == problem.C * problem.R * problem.S) {
@@ -639,8 +644,8 @@ const char* run(const void* packed, std::size_t packed_bytes, const std::uintptr
     auto* partial = kIsWeightGradient ? reinterpret_cast<Accumulator*>(addresses[4]) : nullptr;
 
     const Tiling<S> tiling(problem, bias_gradient != nullptr);
-    const std::int64_t blocks = tiling.row_tiles * tiling.column_tiles * problem.splits *
-                                tiling.phases * problem.groups;
+    const std::int64_t blocks =
+        tiling.row_tiles * tiling.column_tiles * problem.splits * tiling.phases * problem.groups;
     if (blocks == 0) return nullptr;
     if (blocks > 0x7fffffff) return "direct: the grid is too large";
     const char* error = launch(contract<S>, dim3(static_cast<unsigned>(blocks)), dim3(kThreads),

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 import torch
 
 from convsmith.kernels.source import KernelSource, render
+from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction, Shape
 
 NAME = "direct"
@@ -111,7 +112,25 @@ def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -
 
 def choose_promote_tiles(terms: int) -> int:
     """Stages between promotions: near the square root of ``terms``, where the error is least."""
-    return max(4, min(32, round(terms**0.5 / 8)))
+    return max(2, min(32, round(terms**0.5 / 8)))
+
+
+def predicted_ms(
+    spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
+) -> float:
+    """Time of ``spec``, fitted to an H200: instructions issued at the rate of a matrix product.
+
+    A thread issues, for each stage of TILE_TERMS terms, 8 multiply-adds per row of the tile and
+    about 250 other instructions, and about 500 more to begin and end its block. Blocks run in
+    whole rounds of one a multiprocessor. Storing overlaps little, so a third of the traffic adds.
+    """
+    stages = -(-configuration.terms // (configuration.splits * TILE_TERMS))
+    rounds = -(-configuration.blocks // multiprocessors)
+    instructions = stages * (TILE_TERMS * configuration.tile_rows + 250) + 500
+    operations = rounds * multiprocessors * instructions * 2 * TILE_COLUMNS
+    rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
+    moved = spec.bytes_moved + 2 * configuration.workspace_bytes
+    return 1e3 * (operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12))
 
 
 def pack_problem(

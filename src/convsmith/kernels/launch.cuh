@@ -33,9 +33,9 @@ const char* launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_byte
                                      static_cast<int>(shared_bytes));
     }
     if (error == cudaSuccess) {
-        kernel<<<grid, block, shared_bytes, reinterpret_cast<cudaStream_t>(stream)>>>(
-            arguments...);
-        error = cudaGetLastError();
+        void* pointers[] = {&arguments...};
+        error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
+                                 shared_bytes, reinterpret_cast<cudaStream_t>(stream));
     }
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
 }
