@@ -1,0 +1,64 @@
+"""PyTorch's own switches, as a measurement needs them and back."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import torch
+
+from convsmith.spec import Precision
+
+
+@contextmanager
+def precision_class(precision: Precision) -> Iterator[None]:
+    """Let float32 convolutions use TF32 if ``precision`` is that class, and else not.
+
+    PyTorch >= 2.9 must not be asked for its older switch once the newer one has been set.
+    """
+    allowed = precision is Precision.TF32
+    cudnn = torch.backends.cudnn
+    convolution = getattr(cudnn, "conv", None)
+    if convolution is None:
+        before = cudnn.allow_tf32
+        cudnn.allow_tf32 = allowed
+        try:
+            yield
+        finally:
+            cudnn.allow_tf32 = before
+    else:
+        before = convolution.fp32_precision
+        convolution.fp32_precision = "tf32" if allowed else "ieee"
+        try:
+            yield
+        finally:
+            convolution.fp32_precision = before
+
+
+@contextmanager
+def tf32_matrix_products(allowed: bool) -> Iterator[None]:
+    """Let float32 matrix products use TF32, or not."""
+    matmul = torch.backends.cuda.matmul
+    name, value = (
+        ("fp32_precision", "tf32" if allowed else "ieee")
+        if hasattr(matmul, "fp32_precision")
+        else ("allow_tf32", allowed)
+    )
+    before = getattr(matmul, name)
+    setattr(matmul, name, value)
+    try:
+        yield
+    finally:
+        setattr(matmul, name, before)
+
+
+@contextmanager
+def cudnn_autotuning() -> Iterator[None]:
+    """PyTorch at its best: cuDNN tries its algorithms and keeps the fastest."""
+    cudnn = torch.backends.cudnn
+    before = cudnn.benchmark
+    cudnn.benchmark = True
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
