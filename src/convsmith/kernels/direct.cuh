@@ -560,30 +560,34 @@ __global__ void __launch_bounds__(
     __syncthreads();
 
     // Store the column this thread owns.
-    const int rows = static_cast<int>(min(tiling.rows - first_row, std::int64_t{kTileM}));
-    if (problem.splits > 1) {
-        if (column >= tiling.columns) return;
-        partial += ((block.split * problem.groups + block.group) * tiling.rows + first_row) *
-                       tiling.columns +
-                   column;
-        for (int m = 0; m < rows; ++m) partial[m * tiling.columns] = shared.out[m][threadIdx.x];
-    } else if (column < view.columns()) {
-        const Place at = place_of(column, view.axes[0].columns, view.axes[1].columns);
-        const std::int64_t h = view.axes[0].out_first + at.vertical * view.axes[0].out_step;
-        const std::int64_t w = view.axes[1].out_first + at.horizontal * view.axes[1].out_step;
-        out += block.group * view.out_group + first_row * view.out.m + at.outer * view.out.column +
-               h * view.out.spatial[0] + w * view.out.spatial[1];
-        if (bias != nullptr) bias += block.group * tiling.rows + first_row;
-        for (int m = 0; m < rows; ++m) {
-            Accumulator value = shared.out[m][threadIdx.x];
-            if (bias != nullptr) value += Element<T>::widen(bias[m]);
-            out[m * view.out.m] = Element<T>::narrow(value);
+    const int rows = static_cast<int>(min(view.rows - first_row, std::int64_t{kTileM}));
+    if constexpr (S::direction == Direction::kWeightGradient) {
+        if (problem.splits > 1) {
+            if (column >= tiling.columns) return;
+            partial += ((block.split * problem.groups + block.group) * view.rows + first_row) *
+                           tiling.columns +
+                       column;
+            for (int m = 0; m < rows; ++m) partial[m * tiling.columns] = shared.out[m][threadIdx.x];
+            return;
         }
-    } else if (has_ones && column == view.columns()) {
-        bias_gradient += block.group * tiling.rows + first_row;
-        for (int m = 0; m < rows; ++m) {
-            bias_gradient[m] = Element<T>::narrow(shared.out[m][threadIdx.x]);
+        if (has_ones && column == view.columns()) {
+            bias_gradient += block.group * view.rows + first_row;
+            for (int m = 0; m < rows; ++m) {
+                bias_gradient[m] = Element<T>::narrow(shared.out[m][threadIdx.x]);
+            }
         }
+    }
+    if (column >= view.columns()) return;
+    const Place at = place_of(column, view.axes[0].columns, view.axes[1].columns);
+    const std::int64_t h = view.axes[0].out_first + at.vertical * view.axes[0].out_step;
+    const std::int64_t w = view.axes[1].out_first + at.horizontal * view.axes[1].out_step;
+    out += block.group * view.out_group + first_row * view.out.m + at.outer * view.out.column +
+           h * view.out.spatial[0] + w * view.out.spatial[1];
+    if (bias != nullptr) bias += block.group * view.rows + first_row;
+    for (int m = 0; m < rows; ++m) {
+        Accumulator value = shared.out[m][threadIdx.x];
+        if (bias != nullptr) value += Element<T>::widen(bias[m]);
+        out[m * view.out.m] = Element<T>::narrow(value);
     }
 }
 
