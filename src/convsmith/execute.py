@@ -1,6 +1,11 @@
 """The three convolutions as plain functions of tensors: plan, then launch or hand to PyTorch.
 
-Nothing here knows of autograd. ``ops.py`` calls these below every dispatcher layer.
+Nothing here knows of autograd. ``convsmith.ops`` calls these below every dispatcher layer, and
+``conv2d`` calls ``forward`` where no layer has anything to do.
+
+Results are laid out as PyTorch does on a GPU: channels last where ``follows_channels_last`` says
+so of the forward convolution's input and weight, for the gradients too. What is traced or compiled
+rests on it.
 """
 
 from __future__ import annotations
@@ -8,7 +13,25 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from convsmith.spec import Pair
+from convsmith.spec import Pair, follows_channels_last
+
+
+def takes(device_type: str) -> bool:
+    """Whether tensors on such a device can run on ConvSmith's kernels at this moment."""
+    return device_type == "cuda"
+
+
+def prefers_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> bool:
+    """Whether PyTorch's own convolution is planned for every direction that this call needs."""
+    return False
 
 
 def forward(
@@ -21,9 +44,10 @@ def forward(
     groups: int,
 ) -> Tensor:
     """y = conv2d(input, weight) + bias."""
-    return torch.ops.aten.convolution(
+    output = torch.ops.aten.convolution(
         input, weight, bias, stride, padding, dilation, False, (0, 0), groups
     )
+    return _laid_out(output, input, weight)
 
 
 def input_gradient(
@@ -36,10 +60,11 @@ def input_gradient(
     groups: int,
 ) -> Tensor:
     """d(sum(grad_output * y)) / d(input); ``input_like`` gives its shape."""
-    return torch.ops.aten.convolution_backward(
+    input_grad = torch.ops.aten.convolution_backward(
         grad_output, input_like, weight, None, stride, padding, dilation, False, (0, 0), groups,
         (True, False, False),
-    )[0]
+    )[0]  # fmt: skip
+    return _laid_out(input_grad, input_like, weight)
 
 
 def weight_gradient(
@@ -56,5 +81,12 @@ def weight_gradient(
     _, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
         grad_output, input, weight_like, [weight_like.size(0)] if has_bias else None, stride,
         padding, dilation, False, (0, 0), groups, (False, True, has_bias),
-    )
-    return weight_grad, bias_grad
+    )  # fmt: skip
+    return _laid_out(weight_grad, input, weight_like), bias_grad
+
+
+def _laid_out(result: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """PyTorch's result in the layout that ConvSmith promises; it rarely has another."""
+    channels_last = follows_channels_last(input.dtype, input, weight)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return result.contiguous(memory_format=memory_format)
