@@ -49,6 +49,25 @@ _FAILED_STEP = re.compile(
 )
 _DISK_FULL = re.compile(r"No space left on device|Disk quota exceeded|File size limit exceeded")
 _LEAST_FREE_BYTES = 1 << 20
+_DEFECT = "none of yours: please report it, with what follows."
+_REMEDIES = (
+    ("unsupported GNU version", "install an older gcc and g++ and set CC and CXX to them."),
+    ("signal 9|Killed", "the machine ran out of memory; end other programs, or set MAX_JOBS=1."),
+    (
+        r"-l(c10|torch)_cuda",
+        "this PyTorch is built without CUDA; install one that is not "
+        "(https://pytorch.org/get-started/locally).",
+    ),
+    (
+        r"Python\.h: No such file",
+        "install Python's headers (Debian, Ubuntu: apt install python3-dev; Fedora: dnf install "
+        "python3-devel).",
+    ),
+    (
+        "No such file or directory|cannot find -lcudart",
+        "the CUDA toolkit is incomplete; install it anew.",
+    ),
+)
 
 _loaded: dict[tuple[KernelSource, str], ModuleType] = {}
 _loading: dict[tuple[KernelSource, str], threading.Lock] = {}
@@ -258,15 +277,10 @@ def _explained(
     step = _FAILED_STEP.search(message)
     command, log = (step["command"], step["log"]) if step else ("", message)
     kept = cache.keep_failed(key, folder)
-    if "unsupported GNU version" in log:
-        remedy = "install an older gcc and g++ and set CC and CXX to them."
-    elif "signal 9" in log or "Killed" in log:
-        remedy = "the machine ran out of memory; end other programs, or set MAX_JOBS=1."
-    else:
-        remedy = "none of yours: please report it, with what follows."
+    remedies = (remedy for pattern, remedy in _REMEDIES if re.search(pattern, log))
     return CompilationError(
         f"{source.name} was not compiled for {architecture}. Its sources are in {kept}.\n"
-        f"Remedy: {remedy}",
+        f"Remedy: {next(remedies, _DEFECT)}",
         log=log.replace(str(folder), str(kept)),
         command=command and f"cd {shlex.quote(str(kept))} && {command.replace(f'{folder}/', '')}",
     )

@@ -232,11 +232,17 @@ def _home_of(nvcc: Path) -> Path:
 
 def _how_to_get_nvcc() -> str:
     """One sentence."""
-    cuda = f"CUDA {torch.version.cuda}" if torch.version.cuda else "CUDA"
-    return (
-        f"install the {cuda} toolkit (https://developer.nvidia.com/cuda-toolkit-archive) and set "
-        "CUDA_HOME to its folder."
-    )
+    cuda = torch.version.cuda
+    toolkit = (
+        f"install the CUDA {cuda or ''} toolkit (https://developer.nvidia.com/cuda-toolkit-archive)"
+        " and set CUDA_HOME to its folder"
+    ).replace("  ", " ")
+    # The packages of CUDA 12 and before have no nvcc in them.
+    if cuda is not None and int(cuda.split(".")[0]) >= 13:
+        return (
+            f"pip install 'nvidia-cuda-nvcc=={cuda}.*' 'nvidia-cuda-cccl=={cuda}.*', or {toolkit}."
+        )
+    return f"{toolkit}."
 
 
 def _answer(*command: str) -> str:
