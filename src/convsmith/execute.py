@@ -1,37 +1,26 @@
 """The three convolutions as plain functions of tensors: plan, then launch or hand to PyTorch.
 
-Nothing here knows of autograd. ``convsmith.ops`` calls these below every dispatcher layer, and
-``conv2d`` calls ``forward`` where no layer has anything to do.
-
-Results are laid out as PyTorch does on a GPU: channels last where ``follows_channels_last`` says
-so of the forward convolution's input and weight, for the gradients too. What is traced or compiled
-rests on it.
+Nothing here knows of autograd. ``ops`` calls these below every dispatcher layer, and ``conv2d``
+calls ``forward`` straight where no such layer is needed.
 """
 
 from __future__ import annotations
 
+import warnings
+
 import torch
 from torch import Tensor
 
-from convsmith.spec import Pair, follows_channels_last
+from convsmith.errors import ConvSmithError
+from convsmith.launch import DeviceLaunch, Launch, SimulatedLaunch
+from convsmith.planner import TORCH, Plan, is_simulating, plan_for, requested_kernel
+from convsmith.spec import ConvSpec, Direction, Pair, precision_of, supported_dtypes
 
+_DTYPES = frozenset(supported_dtypes())
 
-def takes(device_type: str) -> bool:
-    """Whether tensors on such a device can run on ConvSmith's kernels at this moment."""
-    return device_type == "cuda"
-
-
-def prefers_torch(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-) -> bool:
-    """Whether PyTorch's own convolution is planned for every direction that this call needs."""
-    return False
+# What a call needs to know, by everything it depends on: the launch, or None for PyTorch's own.
+_launches: dict[object, Launch | None] = {}
+_LAUNCHES_KEPT = 16384
 
 
 def forward(
@@ -44,10 +33,16 @@ def forward(
     groups: int,
 ) -> Tensor:
     """y = conv2d(input, weight) + bias."""
-    output = torch.ops.aten.convolution(
-        input, weight, bias, stride, padding, dilation, False, (0, 0), groups
+    launch = _launch_for(
+        Direction.FORWARD, input, weight, bias, None, stride, padding, dilation, groups
     )
-    return _laid_out(output, input, weight)
+    if launch is None:
+        return torch.ops.aten.convolution.default(
+            input, weight, bias, stride, padding, dilation, False, (0, 0), groups
+        )
+    output = _result(launch.plan, input)
+    launch(input, weight, None if bias is None else bias.contiguous(), output)
+    return output
 
 
 def input_gradient(
@@ -59,12 +54,36 @@ def input_gradient(
     dilation: Pair,
     groups: int,
 ) -> Tensor:
-    """d(sum(grad_output * y)) / d(input); ``input_like`` gives its shape."""
-    input_grad = torch.ops.aten.convolution_backward(
-        grad_output, input_like, weight, None, stride, padding, dilation, False, (0, 0), groups,
-        (True, False, False),
-    )[0]  # fmt: skip
-    return _laid_out(input_grad, input_like, weight)
+    """d(sum(grad_output * y)) / d(input); ``input_like`` gives its shape and layout."""
+    launch = _launch_for(
+        Direction.GRAD_INPUT,
+        input_like,
+        weight,
+        None,
+        grad_output,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+    if launch is None:
+        input_grad: Tensor = torch.ops.aten.convolution_backward.default(
+            grad_output,
+            input_like,
+            weight,
+            None,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (True, False, False),
+        )[0]
+        return input_grad
+    input_grad = _result(launch.plan, grad_output)
+    launch(grad_output, weight, input_grad)
+    return input_grad
 
 
 def weight_gradient(
@@ -77,16 +96,196 @@ def weight_gradient(
     groups: int,
     has_bias: bool,
 ) -> tuple[Tensor, Tensor | None]:
-    """d(sum(grad_output * y)) / d(weight), and / d(bias) where ``has_bias``."""
-    _, weight_grad, bias_grad = torch.ops.aten.convolution_backward(
-        grad_output, input, weight_like, [weight_like.size(0)] if has_bias else None, stride,
-        padding, dilation, False, (0, 0), groups, (False, True, has_bias),
-    )  # fmt: skip
-    return _laid_out(weight_grad, input, weight_like), bias_grad
+    """d(sum(grad_output * y)) / d(weight), and / d(bias) where ``has_bias``.
+
+    ``weight_like`` gives the weight's shape and layout.
+    """
+    bias_grad = grad_output.new_empty(weight_like.shape[0]) if has_bias else None
+    launch = _launch_for(
+        Direction.GRAD_WEIGHT,
+        input,
+        weight_like,
+        bias_grad,
+        grad_output,
+        stride,
+        padding,
+        dilation,
+        groups,
+    )
+    if launch is None:
+        _, weight_grad, bias_grad = torch.ops.aten.convolution_backward.default(
+            grad_output,
+            input,
+            weight_like,
+            [weight_like.shape[0]] if has_bias else None,
+            stride,
+            padding,
+            dilation,
+            False,
+            (0, 0),
+            groups,
+            (False, True, has_bias),
+        )
+        return weight_grad, bias_grad
+    weight_grad = _result(launch.plan, grad_output)
+    workspace = None
+    if launch.plan.workspace_bytes:
+        workspace = grad_output.new_empty(launch.plan.workspace_bytes, dtype=torch.uint8)
+    launch(grad_output, input, weight_grad, bias_grad, workspace)
+    return weight_grad, bias_grad
 
 
-def _laid_out(result: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-    """PyTorch's result in the layout that ConvSmith promises; it rarely has another."""
-    channels_last = follows_channels_last(input.dtype, input, weight)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return result.contiguous(memory_format=memory_format)
+def prefers_torch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> bool:
+    """Whether PyTorch's own convolution runs in every direction that this call may come to need."""
+    if not input.is_cuda and not is_simulating() and requested_kernel() is None:
+        return True
+    operands = (stride, padding, dilation, groups)
+    directions = [Direction.FORWARD]
+    if torch.is_grad_enabled():
+        if input.requires_grad:
+            directions.append(Direction.GRAD_INPUT)
+        if weight.requires_grad or (bias is not None and bias.requires_grad):
+            directions.append(Direction.GRAD_WEIGHT)
+    return all(
+        _launch_for(direction, input, weight, bias, None, *operands) is None
+        for direction in directions
+    )
+
+
+def _launch_for(
+    direction: Direction,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Launch | None:
+    """The launch of our kernel for these tensors; None where PyTorch's own convolution runs."""
+    dtype = input.dtype
+    if dtype not in _DTYPES:
+        return None
+    simulate = is_simulating()
+    requested = requested_kernel()
+    if not (input.is_cuda or simulate or requested):
+        return None
+    key = (
+        direction,
+        input.shape,
+        input.stride(),
+        weight.shape,
+        weight.stride(),
+        dtype,
+        weight.dtype,
+        input.device,
+        weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        None if grad_output is None else (grad_output.shape, grad_output.stride()),
+        stride,
+        padding,
+        dilation,
+        groups,
+        precision_of(dtype),
+        requested,
+        simulate,
+    )
+    try:
+        return _launches[key]
+    except KeyError:
+        if len(_launches) >= _LAUNCHES_KEPT:
+            _launches.clear()
+    launch = None
+    if _is_ordinary(input, weight, bias, groups):
+        launch = _make_launch(
+            direction,
+            input,
+            weight,
+            bias,
+            grad_output,
+            stride,
+            padding,
+            dilation,
+            groups,
+            requested,
+            simulate and not input.is_cuda,
+        )
+    _launches[key] = launch
+    return launch
+
+
+def _make_launch(
+    direction: Direction,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+    requested: str | None,
+    simulate: bool,
+) -> Launch | None:
+    try:
+        spec = ConvSpec.of(
+            direction,
+            input,
+            weight,
+            bias is not None,
+            stride,
+            padding,
+            dilation,
+            groups,
+            grad_output,
+        )
+    except ValueError:
+        return None  # PyTorch says what is wrong, in its own words
+    if 0 in (*spec.input_shape, *spec.weight_shape):
+        return None  # nothing to compute: not a thing to insist on a kernel for
+    plan = plan_for(spec, input.device, requested, simulate=simulate)
+    if plan.kernel == TORCH:
+        return None
+    if simulate:
+        return SimulatedLaunch(plan)
+    try:
+        return DeviceLaunch(plan, input.device)
+    except ConvSmithError as error:
+        if requested is not None:
+            raise
+        warnings.warn(
+            f"PyTorch's convolution runs in place of ConvSmith's kernel: {error}", stacklevel=2
+        )
+        return None
+
+
+def _is_ordinary(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int) -> bool:
+    """Whether the operands go together; where they do not, PyTorch says so in its own words."""
+    return (
+        input.dim() == weight.dim() == 4
+        and groups > 0
+        and input.shape[1] == weight.shape[1] * groups
+        and weight.shape[0] % groups == 0
+        and (weight.dtype, weight.device) == (input.dtype, input.device)
+        and (
+            bias is None
+            or (bias.shape, bias.dtype, bias.device)
+            == (weight.shape[:1], input.dtype, input.device)
+        )
+    )
+
+
+def _result(plan: Plan, like: Tensor) -> Tensor:
+    spec = plan.spec
+    return torch.empty_strided(
+        spec.result_shape, spec.result_strides, dtype=spec.dtype, device=like.device
+    )

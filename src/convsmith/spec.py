@@ -7,7 +7,7 @@ benchmark. It holds no tensor and touches no GPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import Enum
 
 import torch
@@ -123,6 +123,74 @@ class ConvSpec:
                 f"an input of {self.height} x {self.width} padded by {self.padding}"
             )
 
+    @classmethod
+    def of(
+        cls,
+        direction: Direction,
+        input: Tensor,
+        weight: Tensor,
+        has_bias: bool,
+        stride: Pair,
+        padding: Pair,
+        dilation: Pair,
+        groups: int,
+        grad_output: Tensor | None = None,
+    ) -> ConvSpec:
+        """The spec of a call with these 4-D tensors, under PyTorch's precision switch of now.
+
+        Args:
+            input, weight: the operands; of the one whose gradient is computed only shape, dtype
+                and layout matter.
+            grad_output: the upstream gradient, where one is given.
+        """
+        channels_last = follows_channels_last(input.dtype, input, weight)
+        strides = channels_last_strides if channels_last else contiguous_strides
+        output = cls(
+            direction=direction,
+            batch=input.shape[0],
+            in_channels=input.shape[1],
+            height=input.shape[2],
+            width=input.shape[3],
+            out_channels=weight.shape[0],
+            kernel_size=(weight.shape[2], weight.shape[3]),
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            groups=groups,
+            dtype=input.dtype,
+            precision=precision_of(input.dtype),
+            has_bias=has_bias,
+            input_strides=_four(input.stride()),
+            weight_strides=_four(weight.stride()),
+            output_strides=(0, 0, 0, 0),
+        )
+        changes = {"output_strides": strides(output.output_shape)}
+        if grad_output is not None:
+            changes["output_strides"] = _four(grad_output.stride())
+        if direction is Direction.GRAD_INPUT:
+            changes["input_strides"] = strides(output.input_shape)
+        if direction is Direction.GRAD_WEIGHT:
+            changes["weight_strides"] = strides(output.weight_shape)
+        return replace(output, **changes)
+
+    @property
+    def result_shape(self) -> Shape:
+        """Shape of the tensor that is computed."""
+        return {
+            Direction.FORWARD: self.output_shape,
+            Direction.GRAD_INPUT: self.input_shape,
+            Direction.GRAD_WEIGHT: self.weight_shape,
+        }[self.direction]
+
+    @property
+    def result_strides(self) -> Shape:
+        """Strides of the tensor that is computed."""
+        return {
+            Direction.FORWARD: self.output_strides,
+            Direction.GRAD_INPUT: self.input_strides,
+            Direction.GRAD_WEIGHT: self.weight_strides,
+        }[self.direction]
+
     @property
     def output_size(self) -> Pair:
         """(P, Q): height and width of y."""
@@ -210,6 +278,11 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _four(numbers: tuple[int, ...]) -> Shape:
+    first, second, third, fourth = numbers
+    return first, second, third, fourth
 
 
 def contiguous_strides(shape: tuple[int, ...]) -> Shape:

@@ -1,4 +1,4 @@
-"""The direct family: the plain sum, for every parameter, dtype and layout (device code: direct.cuh).
+"""The direct family: the plain sum, for every parameter, dtype and layout (see direct.cuh).
 
 One compilation serves every geometry: sizes, strides, padding, dilation and groups are run-time
 numbers. What is compiled in is the direction, the dtype and the rows of a block's tile, so a whole
@@ -18,6 +18,7 @@ from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction, Shape
 
 NAME = "direct"
+LEAST_CAPABILITY = (7, 0)
 
 # A block's tile: TILE_COLUMNS columns, TILE_TERMS terms at a time, and one of these row counts.
 TILE_COLUMNS = 128
@@ -62,7 +63,7 @@ class Configuration:
 
 def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``."""
-    batch, in_channels, height, width = spec.input_shape
+    batch, _, height, width = spec.input_shape
     out_channels, group_channels, filter_height, filter_width = spec.weight_shape
     group_filters = out_channels // spec.groups
     taps = filter_height * filter_width
@@ -188,3 +189,8 @@ def specialise(direction: Direction, dtype: torch.dtype, tile_rows: int) -> Kern
         str(tile_rows),
     )
     return render(NAME, name, constants)
+
+
+def writable(direction: Direction) -> frozenset[int]:
+    """Places of the tensors that the kernel writes, in the order of ``run`` in direct.cuh."""
+    return frozenset({Direction.FORWARD: {3}, Direction.GRAD_INPUT: {2}}.get(direction, {2, 3, 4}))

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 from dataclasses import dataclass
-from functools import lru_cache
+from functools import cache
 from importlib import resources
 from string import Template
 
@@ -29,7 +29,7 @@ class KernelSource:
     cuda: str
 
 
-@lru_cache(maxsize=None)
+@cache
 def render(family: str, name: str, constants: tuple[str, ...]) -> KernelSource:
     """The stub of ``family`` with its template arguments filled in and its headers inlined."""
     template = Template(_FOLDER.joinpath("stub.cu.in").read_text())
