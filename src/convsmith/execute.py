@@ -1,7 +1,11 @@
 """The three convolutions as plain functions of tensors: plan, then launch or hand to PyTorch.
 
-Nothing here knows of autograd. ``ops`` calls these below every dispatcher layer, and ``conv2d``
-calls ``forward`` straight where no such layer is needed.
+Nothing here knows of autograd. ``convsmith.ops`` calls these below every dispatcher layer, and
+``conv2d`` calls ``forward`` where no layer has anything to do.
+
+Results are laid out as PyTorch does on a GPU: channels last where ``follows_channels_last`` says
+so of the forward convolution's input and weight, for the gradients too. What is traced or compiled
+rests on it.
 """
 
 from __future__ import annotations
@@ -14,13 +18,25 @@ from torch import Tensor
 from convsmith.errors import ConvSmithError
 from convsmith.launch import DeviceLaunch, Launch, SimulatedLaunch
 from convsmith.planner import TORCH, Plan, is_simulating, plan_for, requested_kernel
-from convsmith.spec import ConvSpec, Direction, Pair, precision_of, supported_dtypes
+from convsmith.spec import (
+    ConvSpec,
+    Direction,
+    Pair,
+    follows_channels_last,
+    precision_of,
+    supported_dtypes,
+)
 
 _DTYPES = frozenset(supported_dtypes())
 
 # What a call needs to know, by everything it depends on: the launch, or None for PyTorch's own.
 _launches: dict[object, Launch | None] = {}
 _LAUNCHES_KEPT = 16384
+
+
+def takes(device_type: str) -> bool:
+    """Whether tensors on such a device can run on ConvSmith's kernels at this moment."""
+    return device_type == "cuda" or is_simulating() or requested_kernel() is not None
 
 
 def forward(
@@ -37,9 +53,10 @@ def forward(
         Direction.FORWARD, input, weight, bias, None, stride, padding, dilation, groups
     )
     if launch is None:
-        return torch.ops.aten.convolution.default(
+        output = torch.ops.aten.convolution.default(
             input, weight, bias, stride, padding, dilation, False, (0, 0), groups
         )
+        return _laid_out(output, input, weight)
     output = _result(launch.plan, input)
     launch(input, weight, None if bias is None else bias.contiguous(), output)
     return output
@@ -67,7 +84,7 @@ def input_gradient(
         groups,
     )
     if launch is None:
-        input_grad: Tensor = torch.ops.aten.convolution_backward.default(
+        input_grad = torch.ops.aten.convolution_backward.default(
             grad_output,
             input_like,
             weight,
@@ -80,7 +97,7 @@ def input_gradient(
             groups,
             (True, False, False),
         )[0]
-        return input_grad
+        return _laid_out(input_grad, input_like, weight)
     input_grad = _result(launch.plan, grad_output)
     launch(grad_output, weight, input_grad)
     return input_grad
@@ -126,7 +143,7 @@ def weight_gradient(
             groups,
             (False, True, has_bias),
         )
-        return weight_grad, bias_grad
+        return _laid_out(weight_grad, input, weight_like), bias_grad
     weight_grad = _result(launch.plan, grad_output)
     workspace = None
     if launch.plan.workspace_bytes:
@@ -145,7 +162,7 @@ def prefers_torch(
     groups: int,
 ) -> bool:
     """Whether PyTorch's own convolution runs in every direction that this call may come to need."""
-    if not input.is_cuda and not is_simulating() and requested_kernel() is None:
+    if not takes(input.device.type):
         return True
     operands = (stride, padding, dilation, groups)
     directions = [Direction.FORWARD]
@@ -177,7 +194,7 @@ def _launch_for(
         return None
     simulate = is_simulating()
     requested = requested_kernel()
-    if not (input.is_cuda or simulate or requested):
+    if not (input.is_cuda or simulate or requested is not None):
         return None
     key = (
         direction,
@@ -289,3 +306,10 @@ def _result(plan: Plan, like: Tensor) -> Tensor:
     return torch.empty_strided(
         spec.result_shape, spec.result_strides, dtype=spec.dtype, device=like.device
     )
+
+
+def _laid_out(result: Tensor, input: Tensor, weight: Tensor) -> Tensor:
+    """PyTorch's result in the layout that ConvSmith promises; it rarely has another."""
+    channels_last = follows_channels_last(input.dtype, input, weight)
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return result.contiguous(memory_format=memory_format)
