@@ -7,7 +7,7 @@ benchmark. It holds no tensor and touches no GPU.
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from enum import Enum
 
 import torch
@@ -145,14 +145,26 @@ class ConvSpec:
         """
         channels_last = follows_channels_last(input.dtype, input, weight)
         strides = channels_last_strides if channels_last else contiguous_strides
-        output = cls(
+        kernel_size = (weight.shape[2], weight.shape[3])
+        output_size = (
+            output_extent(size, *others)
+            for size, *others in zip(
+                input.shape[2:], kernel_size, stride, padding, dilation, strict=True
+            )
+        )
+        output_shape = (input.shape[0], weight.shape[0], *output_size)
+
+        def strides_of(tensor: Tensor, computed_by: Direction) -> Shape:
+            return _four(strides(tensor.shape) if direction is computed_by else tensor.stride())
+
+        return cls(
             direction=direction,
             batch=input.shape[0],
             in_channels=input.shape[1],
             height=input.shape[2],
             width=input.shape[3],
             out_channels=weight.shape[0],
-            kernel_size=(weight.shape[2], weight.shape[3]),
+            kernel_size=kernel_size,
             stride=stride,
             padding=padding,
             dilation=dilation,
@@ -160,18 +172,12 @@ class ConvSpec:
             dtype=input.dtype,
             precision=precision_of(input.dtype),
             has_bias=has_bias,
-            input_strides=_four(input.stride()),
-            weight_strides=_four(weight.stride()),
-            output_strides=(0, 0, 0, 0),
+            input_strides=strides_of(input, Direction.GRAD_INPUT),
+            weight_strides=strides_of(weight, Direction.GRAD_WEIGHT),
+            output_strides=_four(
+                strides(output_shape) if grad_output is None else grad_output.stride()
+            ),
         )
-        changes = {"output_strides": strides(output.output_shape)}
-        if grad_output is not None:
-            changes["output_strides"] = _four(grad_output.stride())
-        if direction is Direction.GRAD_INPUT:
-            changes["input_strides"] = strides(output.input_shape)
-        if direction is Direction.GRAD_WEIGHT:
-            changes["weight_strides"] = strides(output.weight_shape)
-        return replace(output, **changes)
 
     @property
     def result_shape(self) -> Shape:

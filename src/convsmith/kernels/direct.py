@@ -113,7 +113,7 @@ def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -
 
 def choose_promote_tiles(terms: int) -> int:
     """Stages between promotions: near the square root of ``terms``, where the error is least."""
-    return max(2, min(32, round(terms**0.5 / 8)))
+    return max(2, min(32, round(math.sqrt(terms) / TILE_TERMS)))
 
 
 def predicted_ms(
@@ -151,10 +151,12 @@ def pack_problem(
     """``Problem`` of direct.cuh: 30 integers of 64 bits."""
     batch, in_channels, height, width = input_shape
     out_channels, _, filter_height, filter_width = weight_shape
-    numbers = (groups, batch, in_channels // groups, height, width, out_channels // groups)
-    numbers += (filter_height, filter_width, *output_size, *stride, *padding, *dilation)
-    numbers += (*input_strides, *weight_strides, *output_strides, splits, promote_tiles)
-    return struct.pack("30q", *numbers)
+    return struct.pack(
+        "30q",
+        *(groups, batch, in_channels // groups, height, width, out_channels // groups),
+        *(filter_height, filter_width, *output_size, *stride, *padding, *dilation),
+        *(*input_strides, *weight_strides, *output_strides, splits, promote_tiles),
+    )
 
 
 def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
