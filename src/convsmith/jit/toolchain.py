@@ -102,7 +102,9 @@ def find() -> Toolchain:
 def _find(environment: tuple[str | None, ...]) -> Toolchain | str:
     """The toolchain, or what the error says; ``environment`` is the cache's key."""
     try:
-        return Toolchain(find_nvcc(), find_host_compiler(), find_ninja())
+        # Without a host compiler nvcc fails too, and says so less clearly.
+        host_compiler = find_host_compiler()
+        return Toolchain(find_nvcc(), host_compiler, find_ninja())
     except ToolchainError as error:
         return str(error)
 
