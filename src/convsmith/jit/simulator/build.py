@@ -1,0 +1,122 @@
+"""A kernel as a program of the host: compiled with the sanitizers and kept in the kernel cache."""
+
+from __future__ import annotations
+
+import functools
+import os
+import re
+import shlex
+import shutil
+import subprocess
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from convsmith.errors import CompilationError, ToolchainError
+from convsmith.jit import cache
+
+if TYPE_CHECKING:
+    from convsmith.kernels.source import KernelSource
+
+_HERE = Path(__file__).parent
+_HEADERS = ("simulator.h", "scheduler.h", "memory.h")
+_RUNTIME = ("scheduler.cpp", "memory.cpp", "driver.cpp")
+
+# The file a kernel's text is compiled from, as the sanitizers' reports name it.
+KERNEL_FILE = "kernel.cu"
+
+# nvcc does not assume that pointers of different types point apart, and neither may g++ here.
+_COMMON_FLAGS = ("-std=c++17", "-g1", "-fno-omit-frame-pointer", "-fno-strict-aliasing")
+_SANITIZERS = ("-fsanitize=address,undefined,float-cast-overflow", "-fno-sanitize-recover=all")
+_KERNEL_FLAGS = ("-O2", *_SANITIZERS, "-DCONVSMITH_SIMULATOR", "-Wno-unknown-pragmas")
+# The runtime is not checked itself, and joins kernels in one piece.
+_RUNTIME_FLAGS = ("-O2", "-r", "-nostdlib")
+
+
+def executable(source: KernelSource) -> Path:
+    """The program that serves launches of ``source``, compiled now if the cache lacks it.
+
+    Raises:
+        ToolchainError: there is no C++ compiler, or it lacks the sanitizers.
+        CompilationDisabledError: it has to be compiled, and CONVSMITH_NO_COMPILE is set.
+        CompilationError: the compiler refused the kernel.
+        CacheError: the kernel cache is unsafe, read-only, full or locked.
+    """
+    compiler = _compiler(os.environ.get("CXX"), os.environ.get("PATH"))
+    version = _version(compiler)
+    texts = [_HERE.joinpath(name).read_text() for name in (*_HEADERS, *_RUNTIME)]
+    runtime_key = "simulator_" + cache.digest(version, *texts, *_COMMON_FLAGS, *_RUNTIME_FLAGS)
+    kernel_key = f"{source.name}_" + cache.digest(runtime_key, source.cuda, *_KERNEL_FLAGS)
+
+    def build_runtime(folder: Path) -> cache.Build:
+        sources = [str(_HERE / name) for name in _RUNTIME]
+        return _compile("simulator", "runtime.o", compiler, [*_RUNTIME_FLAGS, *sources], folder)
+
+    def build_kernel(folder: Path) -> cache.Build:
+        runtime = cache.find_or_build(runtime_key, build_runtime).artifact
+        folder.joinpath(KERNEL_FILE).write_text(source.cuda)
+        inputs = ["-x", "c++", KERNEL_FILE, "-x", "none", str(runtime)]
+        flags = [*_KERNEL_FLAGS, f"-I{_HERE}", f"-ffile-prefix-map={folder}=.", *inputs]
+        return _compile(source.name, "kernel", compiler, flags, folder)
+
+    return cache.find_or_build(kernel_key, build_kernel).artifact
+
+
+def _compile(
+    name: str, artifact: str, compiler: str, arguments: list[str], folder: Path
+) -> cache.Build:
+    """Runs the compiler in ``folder``, where it leaves ``artifact``."""
+    command = [compiler, *_COMMON_FLAGS, *arguments, "-o", artifact]
+    ended = subprocess.run(
+        command,
+        cwd=folder,
+        env={**os.environ, "LC_ALL": "C"},
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        errors="replace",
+    )
+    shown = shlex.join(command)
+    if ended.returncode != 0:
+        if re.search(r"cannot find.*\b(lib|-l)?(a|ub)san|sanitizer/.*No such file", ended.stdout):
+            raise ToolchainError(
+                f"{compiler} has no AddressSanitizer, which the simulator needs:\n"
+                f"{ended.stdout.strip()}\n{_REMEDY}"
+            )
+        raise CompilationError(
+            f"{name} was not compiled for the simulator by {compiler}.",
+            log=ended.stdout,
+            command=shown,
+        )
+    return cache.Build(name, "simulator", artifact, shown, {"host compiler": _version(compiler)})
+
+
+_REMEDY = (
+    "Remedy: install GCC with its sanitizers (Debian, Ubuntu: apt install g++; Fedora: "
+    "dnf install gcc-c++ libasan libubsan), or set CXX to a compiler that has them."
+)
+
+
+@functools.cache
+def _compiler(chosen: str | None, path: str | None) -> str:
+    """The C++ compiler on ``path``: $CXX, else g++, else c++."""
+    candidates = (chosen,) if chosen else ("g++", "c++")
+    for candidate in candidates:
+        if found := shutil.which(candidate, path=path):
+            return found
+    raise ToolchainError(
+        f"There is no C++ compiler for the simulator: {' and '.join(candidates)} "
+        f"{'is' if chosen else 'are'} not on PATH.\n{_REMEDY}"
+    )
+
+
+@functools.cache
+def _version(compiler: str) -> str:
+    """The first line that ``--version`` prints."""
+    try:
+        answer = subprocess.run(
+            [compiler, "--version"], capture_output=True, text=True, timeout=60, check=True
+        )
+    except (OSError, subprocess.SubprocessError) as error:
+        raise ToolchainError(f"{compiler} does not run: {error}.\n{_REMEDY}") from error
+    return answer.stdout.partition("\n")[0]
