@@ -13,7 +13,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
-from child_process import StartChild
+from child_process import SOURCE, StartChild
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -445,7 +445,7 @@ def test_a_full_disk_is_an_error_with_its_remedy(tmp_path: Path) -> None:
     if subprocess.run([*mount, small], capture_output=True).returncode != 0:
         pytest.skip("this system does not let a test mount a small disk")
     filler = shlex.join([sys.executable, "-c", FILLER, str(1 << 20), "disk"])
-    environment = {**os.environ, "CONVSMITH_CACHE": str(tmp_path / "cache")}
+    environment = {**os.environ, "PYTHONPATH": str(SOURCE), "CONVSMITH_CACHE": f"{tmp_path}/cache"}
     ended = subprocess.run(
         [*mount, f"{small} && {filler}"], env=environment, capture_output=True, text=True
     )
