@@ -101,6 +101,17 @@ def choose_tile_rows(rows: int, itemsize: int) -> int:
     return next((tile for tile in (8, 16, 32) if rows <= tile), largest)
 
 
+def specialisations() -> list[KernelSource]:
+    """Every kernel of the family."""
+    return [
+        specialise(direction, dtype, tile_rows)
+        for direction in Direction
+        for dtype in _ELEMENT
+        for tile_rows in TILE_ROWS
+        if tile_rows == choose_tile_rows(tile_rows, dtype.itemsize)
+    ]
+
+
 def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -> int:
     """Into how many parts a weight gradient's terms are cut.
 
