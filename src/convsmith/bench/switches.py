@@ -7,32 +7,22 @@ from contextlib import contextmanager
 
 import torch
 
-from convsmith.spec import Precision
+from convsmith.spec import Precision, precision_of
 
 
 @contextmanager
 def precision_class(precision: Precision) -> Iterator[None]:
     """Let float32 convolutions use TF32 if ``precision`` is that class, and else not.
 
-    PyTorch >= 2.9 must not be asked for its older switch once the newer one has been set.
+    It is set through ``allow_tf32``, which every PyTorch has and which solution files may read:
+    PyTorch >= 2.9 refuses to tell it once its newer switch has been used.
     """
-    allowed = precision is Precision.TF32
-    cudnn = torch.backends.cudnn
-    convolution = getattr(cudnn, "conv", None)
-    if convolution is None:
-        before = cudnn.allow_tf32
-        cudnn.allow_tf32 = allowed
-        try:
-            yield
-        finally:
-            cudnn.allow_tf32 = before
-    else:
-        before = convolution.fp32_precision
-        convolution.fp32_precision = "tf32" if allowed else "ieee"
-        try:
-            yield
-        finally:
-            convolution.fp32_precision = before
+    before = precision_of(torch.float32) is Precision.TF32
+    torch.backends.cudnn.allow_tf32 = precision is Precision.TF32
+    try:
+        yield
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 @contextmanager

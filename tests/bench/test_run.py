@@ -1,0 +1,156 @@
+"""A suite run: what is measured, in which order, written when, and how it is continued."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from convsmith.bench import digest, record, run
+from convsmith.bench.record import Row
+from convsmith.bench.run import Selection, open_rows, require_gpu
+from convsmith.bench.suites import CORE
+from convsmith.bench.validate import required_rows
+from convsmith.errors import ConvSmithError
+from convsmith.spec import Direction, Precision
+
+
+def tiny() -> Selection:
+    """The suite that bench_on_cpu adds."""
+    return Selection("tiny")
+
+
+def titles(rows: list[Row]) -> list[tuple[str, str, str]]:
+    return [(row["layer"], row["direction"], row["precision"]) for row in rows]
+
+
+def test_the_default_selection_is_what_a_record_needs() -> None:
+    assert set(Selection().row_keys()) == required_rows("core")
+    assert [layer.name for layer, _, _ in Selection().groups()][::3] == [one.name for one in CORE]
+
+
+def test_a_selection_narrows_every_axis() -> None:
+    narrow = Selection(
+        layers=("kb55", "kb56"), directions=(Direction.FORWARD,), precisions=(Precision.TF32,)
+    )
+    assert narrow.row_keys() == [
+        ("core", "kb55", "forward", "tf32", "nchw"),
+        ("core", "kb56", "forward", "tf32", "nchw"),
+    ]
+
+
+def test_unknown_names_are_refused_with_the_known_ones() -> None:
+    with pytest.raises(ConvSmithError, match="no suite 'cor'; there is core"):
+        Selection("cor")
+    with pytest.raises(ConvSmithError, match="has no layer kb54; it has kb50, kb55"):
+        Selection(layers=("kb55", "kb54"))
+
+
+def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    with pytest.raises(ConvSmithError, match=r"needs an NVIDIA GPU.*doctor"):
+        require_gpu()
+
+
+def test_it_measures_writes_and_reports_every_row(
+    bench_on_cpu: torch.device, tmp_path: Path
+) -> None:
+    observed: list[Row] = []
+    output = tmp_path / "gpu.json"
+    written = run.run(tiny(), bench_on_cpu, output=output, observe=observed.append)
+    assert len(written["rows"]) == 2 * 3 * 2
+    assert titles(observed) == titles(written["rows"])
+    assert record.load(output) == written
+    assert written["gpu"] == "An Invented GPU"
+    assert written["kernel_digest"] == digest.kernel_digest()
+    assert not any("fault" in row for row in written["rows"])
+
+
+def test_a_run_that_is_cut_short_is_continued(bench_on_cpu: torch.device, tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+
+    def interrupt(row: Row) -> None:
+        if (row["layer"], row["direction"]) == ("depthwise", "grad_input"):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run.run(tiny(), bench_on_cpu, output=output, observe=interrupt)
+    half = record.load(output)
+    assert len(half["rows"]) == 8
+    observed: list[Row] = []
+    whole = run.run(tiny(), bench_on_cpu, output=output, earlier=half, observe=observed.append)
+    assert len(observed) == 4
+    assert len(whole["rows"]) == 12
+    assert [row["run"] for row in whole["rows"]] == [0] * 8 + [1] * 4
+    assert open_rows(tiny(), whole) == []
+
+
+def test_time_boxed(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
+    seconds = iter(range(0, 1000, 10))
+    monkeypatch.setattr(run.time, "monotonic", lambda: next(seconds))
+    short = run.run(tiny(), bench_on_cpu, seconds=25)
+    assert titles(short["rows"]) == titles(run.run(tiny(), bench_on_cpu)["rows"])[:4]
+
+
+def test_a_wrong_row_is_measured_again(bench_on_cpu: torch.device) -> None:
+    whole = run.run(tiny(), bench_on_cpu)
+    whole["rows"][3]["fault"] = "randn: rms error nan, at most 1e-07"
+    assert open_rows(tiny(), whole) == [record.key_of(whole["rows"][3])]
+    again = run.run(tiny(), bench_on_cpu, earlier=whole)
+    assert "fault" not in again["rows"][3]
+    assert [row["run"] for row in again["rows"]].count(1) == 1
+
+
+def test_rows_of_other_kernels_are_not_continued(
+    bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    earlier = run.run(tiny(), bench_on_cpu)
+    monkeypatch.setattr(run, "kernel_digest", lambda: "0" * 64)
+    with pytest.raises(ConvSmithError, match="different kernel_digest"):
+        run.run(tiny(), bench_on_cpu, earlier=earlier)
+
+
+def test_a_layer_too_large_for_the_gpu_is_left_out_and_said(
+    bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = run.measure
+
+    def small_memory(layer, *rest):  # type: ignore[no-untyped-def]
+        if layer.name == "dense":
+            raise torch.cuda.OutOfMemoryError
+        return right(layer, *rest)
+
+    monkeypatch.setattr(run, "measure", small_memory)
+    only_forward = Selection("tiny", directions=(Direction.FORWARD,))
+    with pytest.warns(UserWarning, match=r"dense forward is not measured.*too small"):
+        rows = run.run(only_forward, bench_on_cpu)["rows"]
+    assert {row["layer"] for row in rows} == {"depthwise"}
+
+
+def test_insisting_on_a_kernel_that_cannot_run_fails(bench_on_cpu: torch.device) -> None:
+    with pytest.raises(ConvSmithError, match="cannot run"):
+        run.run(tiny(), bench_on_cpu, kernel="direct")
+
+
+@pytest.mark.gpu
+@pytest.mark.parametrize("kernel", [None, "direct", "torch"])
+def test_a_tiny_real_run(
+    kernel: str | None, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    from convsmith.bench.suites import SUITES, Layer
+
+    layer = Layer("dense", (2, 8, 30, 31), 16, (3, 3), padding=(1, 1))
+    monkeypatch.setitem(SUITES, "tiny", (layer,))
+    selection = Selection("tiny", precisions=(Precision.TF32,))
+    output = tmp_path / "gpu.json"
+    written = run.run(selection, require_gpu(), output=output, kernel=kernel)
+    assert record.load(output) == written
+    assert [row.get("fault") for row in written["rows"]] == [None] * 3
+    for row in written["rows"]:
+        assert 0 < row["ms"] < 10
+        assert 0 < row["torch_channels_last_ms"] < 10
+        assert row["ms_p20"] <= row["ms"] <= row["ms_p80"]
+        assert kernel is None or row["kernel"] == kernel
+        assert row["extra_bytes"] >= 0
+    assert all(rate > 0 for rate in written["ceilings"].values())
