@@ -107,11 +107,7 @@ class ConvSpec:
     output_strides: Shape
 
     def __post_init__(self) -> None:
-        if min(self.stride) < 1 or min(self.dilation) < 1 or min(self.padding) < 0:
-            raise ValueError(
-                f"stride and dilation must be positive and padding not negative, got "
-                f"stride={self.stride}, dilation={self.dilation}, padding={self.padding}"
-            )
+        _require_steps(self.stride, self.padding, self.dilation)
         if self.groups < 1 or self.in_channels % self.groups or self.out_channels % self.groups:
             raise ValueError(
                 f"groups must divide in_channels and out_channels, got groups={self.groups}, "
@@ -143,6 +139,7 @@ class ConvSpec:
                 and layout matter.
             grad_output: the upstream gradient, where one is given.
         """
+        _require_steps(stride, padding, dilation)
         channels_last = follows_channels_last(input.dtype, input, weight)
         strides = channels_last_strides if channels_last else contiguous_strides
         kernel_size = (weight.shape[2], weight.shape[3])
@@ -284,6 +281,14 @@ def extent(shape: tuple[int, ...], strides: tuple[int, ...]) -> int:
     if 0 in shape:
         return 0
     return 1 + sum((size - 1) * stride for size, stride in zip(shape, strides, strict=True))
+
+
+def _require_steps(stride: Pair, padding: Pair, dilation: Pair) -> None:
+    if min(stride) < 1 or min(dilation) < 1 or min(padding) < 0:
+        raise ValueError(
+            "stride and dilation must be positive and padding not negative, got "
+            f"stride={stride}, dilation={dilation}, padding={padding}"
+        )
 
 
 def _four(numbers: tuple[int, ...]) -> Shape:

@@ -1,0 +1,171 @@
+"""What the planner chooses, on a GPU that only the test sees."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from types import SimpleNamespace
+
+import pytest
+import torch
+
+import convsmith
+from convsmith import planner, roofline
+from convsmith.errors import KernelUnavailableError
+from convsmith.kernels import direct
+from convsmith.spec import (
+    ConvSpec,
+    Direction,
+    Precision,
+    contiguous_strides,
+    output_extent,
+)
+
+H200 = torch.device("cuda", 0)
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """PyTorch reports one H200, of the compute capability in this list."""
+    capability = [9, 0]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(
+            name="NVIDIA H200", multi_processor_count=132, major=9, minor=0
+        ),
+    )
+    planner.plan_for.cache_clear()
+    roofline.ceilings_of.cache_clear()
+    yield capability
+    planner.plan_for.cache_clear()
+    roofline.ceilings_of.cache_clear()
+
+
+def spec(
+    shape: tuple[int, int, int, int],
+    filters: int,
+    kernel: tuple[int, int],
+    *,
+    stride: int = 1,
+    padding: int = 0,
+    dilation: int = 1,
+    groups: int = 1,
+    direction: Direction = Direction.FORWARD,
+    precision: Precision = Precision.FLOAT32,
+    dtype: torch.dtype = torch.float32,
+) -> ConvSpec:
+    batch, channels, height, width = shape
+    output = (
+        batch,
+        filters,
+        output_extent(height, kernel[0], stride, padding, dilation),
+        output_extent(width, kernel[1], stride, padding, dilation),
+    )
+    return ConvSpec(
+        direction,
+        batch,
+        channels,
+        height,
+        width,
+        filters,
+        kernel,
+        (stride, stride),
+        (padding, padding),
+        (dilation, dilation),
+        groups,
+        dtype,
+        precision,
+        False,
+        contiguous_strides(shape),
+        contiguous_strides((filters, channels // groups, *kernel)),
+        contiguous_strides(output),
+    )
+
+
+@pytest.mark.usefixtures("capability")
+@pytest.mark.parametrize(
+    ("wanted", "kernel"),
+    [
+        pytest.param(spec((8, 64, 512, 256), 128, (5, 7)), "direct", id="large-filter"),
+        pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
+        pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "torch", id="winograd"),
+        pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "torch", id="pointwise"),
+        pytest.param(spec((16, 64, 512, 512), 64, (3, 3), groups=64), "torch", id="depthwise"),
+        pytest.param(
+            spec((8, 64, 512, 256), 128, (5, 7), precision=Precision.TF32), "torch", id="tf32"
+        ),
+        pytest.param(
+            spec((8, 64, 512, 256), 128, (5, 7), precision=Precision.FLOAT16, dtype=torch.float16),
+            "torch",
+            id="float16",
+        ),
+    ],
+)
+def test_choice(wanted: ConvSpec, kernel: str) -> None:
+    """Own kernels run where an H200 was measured to run them faster, and nowhere else."""
+    plan = planner.plan_for(wanted, H200)
+    assert plan.kernel == kernel
+    assert plan.predicted_ms is not None
+    assert plan.floor_ms is not None
+    assert {candidate.kernel for candidate in plan.candidates} == {"direct", "torch"}
+    if kernel == "direct":
+        torch_ms = plan.candidates[1].predicted_ms
+        assert torch_ms is not None
+        assert plan.predicted_ms * planner.REQUIRED_GAIN <= torch_ms
+
+
+@pytest.mark.usefixtures("capability")
+def test_a_plan_tells_why() -> None:
+    plan = planner.plan_for(spec((8, 64, 512, 256), 128, (5, 7)), H200)
+    text = str(plan)
+    for part in ("NVIDIA H200", "floor", "runs direct", "torch", "blocks", "cuDNN", "tile_rows=64"):
+        assert part in text
+    assert "convsmith_launch" in plan.source
+    assert plan.workspace_bytes == 0
+    assert planner.plan_for(spec((1, 8, 9, 9), 8, (3, 3)), H200).source == ""
+
+
+@pytest.mark.usefixtures("capability")
+def test_asking_by_name_decides() -> None:
+    dense = spec((8, 64, 512, 1024), 128, (3, 3))
+    assert planner.plan_for(dense, H200, "direct").kernel == "direct"
+    assert planner.plan_for(spec((8, 64, 512, 256), 128, (5, 7)), H200, "torch").kernel == "torch"
+
+
+def test_a_gpu_too_old(capability: list[int]) -> None:
+    capability[:] = [6, 1]
+    wanted = spec((8, 64, 512, 256), 128, (5, 7))
+    assert planner.plan_for(wanted, H200).kernel == "torch"
+    with pytest.raises(KernelUnavailableError, match=r"older than compute capability \(7, 0\)"):
+        planner.plan_for(wanted, H200, "direct")
+
+
+def test_cpu_tensors() -> None:
+    x, w = torch.randn(1, 2, 5, 5), torch.randn(3, 2, 3, 3)
+    assert convsmith.plan(x, w).kernel == "torch"
+    with pytest.raises(KernelUnavailableError, match="simulator"):
+        convsmith.plan(x, w, kernel="direct")
+    with convsmith.use_kernel("direct"), pytest.raises(KernelUnavailableError, match="cpu"):
+        convsmith.conv2d(x, w)
+    with convsmith.simulator():
+        plan = convsmith.plan(x, w, direction="grad_weight")
+        assert plan.kernel == "direct"
+        assert "simulator" in str(plan)
+    with pytest.raises(KernelUnavailableError, match="direct, torch"), convsmith.use_kernel("fft"):
+        pass
+
+
+def test_the_cost_of_a_weight_gradients_parts() -> None:
+    """Parts fill the GPU, and their partial sums stay within bounds."""
+    for shape, filters, kernel in (
+        ((16, 64, 1024, 1024), 128, (1, 1)),
+        ((8, 2048, 7, 7), 2048, (3, 3)),
+        ((256, 3, 224, 224), 96, (11, 11)),
+    ):
+        wanted = spec(shape, filters, kernel, direction=Direction.GRAD_WEIGHT)
+        configuration = direct.configure(wanted, 132)
+        assert configuration.blocks >= 132
+        assert configuration.workspace_bytes <= 64 * 2**20
+        assert configuration.terms / configuration.splits <= 2**17
