@@ -50,7 +50,7 @@ for _operator, _compute, _fake, _vmap, _count in (
         computation.count_weight_gradient,
     ),
 ):
-    _name = _operator.overload.name().partition(".")[0]
+    _name = _operator.overload._schema.name
     LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
     LIBRARY.impl(_name, partial(differentiable, _operator), "Autograd", with_keyset=True)
     torch.library.register_fake(_name, _fake, lib=LIBRARY)

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -13,13 +13,6 @@ from torch.autograd.function import _SingleLevelFunction
 from convsmith.ops.computation import output_shape
 from convsmith.ops.operators import OUTPUT, WEIGHT, Geometry, Operator, solve
 from convsmith.spec import Pair
-
-if TYPE_CHECKING:
-    _Function = Any
-else:
-    # The base of torch.autograd.Function. That one stands above the dispatcher and unwraps what
-    # functorch wraps; this stands inside, at one level of it.
-    _Function = _SingleLevelFunction
 
 
 def differentiable(
@@ -41,10 +34,11 @@ def differentiable(
     recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, bias)
     if not recorded and forward_ad._current_level < 0:
         return call.below_autograd(first, second, bias)
+    apply: Any = _Convolution.apply  # type: ignore[attr-defined]
     if not torch._C._are_functorch_transforms_active():
-        return _Convolution.apply(call, first, second, bias)
+        return apply(call, first, second, bias)
     with enable_single_level_autograd_function():
-        return _Convolution.apply(call, first, second, bias)
+        return apply(call, first, second, bias)
 
 
 class _Call(NamedTuple):
@@ -66,8 +60,12 @@ class _Call(NamedTuple):
             )
 
 
-class _Convolution(_Function):
-    """The derivatives of the three operators, each a call of the other two."""
+class _Convolution(_SingleLevelFunction):
+    """The derivatives of the three operators, each a call of the other two.
+
+    Its base is the base of torch.autograd.Function: that one stands above the dispatcher and has
+    functorch take it apart, this one stands inside, at one of functorch's levels.
+    """
 
     @staticmethod
     def forward(ctx: Any, call: _Call, first: Tensor, second: Tensor, bias: Tensor | None) -> Any:

@@ -1,0 +1,291 @@
+"""``convsmith.conv2d``: F.conv2d in everything but its speed.
+
+A call is understood just far enough to know that it is an ordinary one, which ConvSmith's kernels
+take. Every other call goes as it came to PyTorch's own conv2d, which does it or says what is wrong
+with it: nobody keeps PyTorch's contract better than PyTorch.
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Sequence
+from enum import Enum
+from functools import cache, lru_cache
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensor
+from torch._subclasses.functional_tensor import FunctionalTensor
+from torch.autograd import forward_ad
+from torch.jit._builtins import _register_builtin
+from torch.nn import Parameter
+from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
+from torch.utils._device import DeviceContext
+
+from convsmith import execute, ops
+from convsmith.spec import Pair, output_extent, supported_dtypes
+
+# Taken now, so that F.conv2d may be replaced by ours.
+_torch_conv2d = torch.conv2d
+
+
+def conv2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] | str = 0,
+    dilation: int | Sequence[int] = 1,
+    groups: int = 1,
+) -> Tensor:
+    """y[n, k] = bias[k] + sum over c of input[n, c] cross-correlated with weight[k, c].
+
+    ``torch.nn.functional.conv2d``, faster: the same arguments, results, gradients and errors.
+
+    Args:
+        input: (N, C, H, W) or (C, H, W), of any strides.
+        weight: (K, C / groups, R, S), of any strides.
+        bias: (K), or None.
+        stride, dilation: one number, or (vertical, horizontal).
+        padding: likewise, or "valid" (none), or "same" (the output is as large as the input).
+        groups: the parts that the channels fall into.
+
+    Returns:
+        (N, K, P, Q) or (K, P, Q); P = floor((H + 2 * padding - dilation * (R - 1) - 1) / stride)
+        + 1, and Q likewise. Channels last where ``input`` or ``weight`` is.
+
+    Raises:
+        RuntimeError, TypeError: what PyTorch raises for the same arguments.
+    """
+    kind = _kind_of(input, weight, bias)
+    problem = _problem_of(kind, input, weight, bias, stride, padding, dilation, groups)
+    if problem is None:
+        return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    geometry, batched, missing = problem
+    if not batched:
+        input = input.unsqueeze(0)
+    if missing != (0, 0):
+        _warn_of_copy()
+        rows, columns = missing
+        input = torch.constant_pad_nd(input, (0, columns, 0, rows))
+    if kind is _Kind.PLAIN and _nothing_intervenes(input, weight, bias):
+        output = execute.forward(input, weight, bias, *geometry)
+    elif kind is _Kind.PLAIN and execute.prefers_torch(input, weight, bias, *geometry):
+        output = _torch_conv2d(input, weight, bias, *geometry)
+    else:
+        output = ops.conv2d(input, weight, bias, geometry)
+    return output if batched else output.squeeze(0)
+
+
+# --- Which tensors are ours.
+
+
+class _Kind(Enum):
+    """What ConvSmith has to know of the tensors of a call."""
+
+    PLAIN = "memory and no more: sizes are numbers"
+    LAYERED = "seen through a layer of PyTorch: traced, differentiated or mapped by functorch"
+    FOREIGN = "not for ConvSmith"
+
+
+_DTYPES = frozenset(supported_dtypes())
+_ORDINARY_TYPES = frozenset({Tensor, Parameter})
+_LAYERED_TYPES = frozenset({*_ORDINARY_TYPES, FakeTensor, FunctionalTensor})
+_Key = torch._C.DispatchKey
+
+
+def _bits(*keys: torch._C.DispatchKey) -> int:
+    keyset = torch._C.DispatchKeySet(keys[0])
+    for key in keys[1:]:
+        keyset |= torch._C.DispatchKeySet(key)
+    return keyset.raw_repr()
+
+
+# The dispatch keys of plain memory, outside and inside inference mode. Whatever else a tensor can
+# be (sparse, nested, a view to be negated, a subclass, wrapped by a transform) adds a key.
+_PLAIN_KEYS = frozenset(
+    {
+        _bits(_Key.CUDA, _Key.ADInplaceOrView, _Key.AutogradCUDA, _Key.AutocastCUDA),
+        _bits(_Key.CUDA, _Key.AutocastCUDA),
+        _bits(_Key.CPU, _Key.ADInplaceOrView, _Key.AutogradCPU, _Key.AutocastCPU),
+        _bits(_Key.CPU, _Key.AutocastCPU),
+    }
+)
+# Likewise the layers that every call passes. A transform, a mode or a tracer adds one.
+_USUAL_LAYERS = frozenset(
+    {_bits(_Key.BackendSelect, _Key.ADInplaceOrView), _bits(_Key.BackendSelect)}
+)
+
+
+def _kind_of(input: object, weight: object, bias: object) -> _Kind:
+    if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
+        return _Kind.FOREIGN
+    device, dtype = input.device, input.dtype
+    if not execute.takes(device.type) or dtype not in _DTYPES:
+        return _Kind.FOREIGN
+    if not _goes_with(weight, device, dtype):
+        return _Kind.FOREIGN
+    if bias is not None and not (isinstance(bias, Tensor) and _goes_with(bias, device, dtype)):
+        return _Kind.FOREIGN
+    claimed = has_torch_function_variadic(input, weight, bias)
+    if claimed and not _only_default_device_looks_on(input, weight, bias):
+        return _Kind.FOREIGN
+    if torch._C._is_tracing():  # What TorchScript records has to run without ConvSmith.
+        return _Kind.FOREIGN
+    if torch.compiler.is_compiling():
+        exporting_to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
+        return _Kind.FOREIGN if exporting_to_onnx else _layered(input, weight, bias)
+    if _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)):
+        return _Kind.PLAIN
+    return _layered(input, weight, bias)
+
+
+def _goes_with(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> bool:
+    """Whether the tensor is on ``device`` and of ``dtype``, or of one that autocast makes equal.
+
+    Autocast does so with all dtypes of ours but float64.
+    """
+    if tensor.device != device:
+        return False
+    return tensor.dtype is dtype or (
+        tensor.dtype in _DTYPES
+        and torch.float64 not in (tensor.dtype, dtype)
+        and torch.is_autocast_enabled(device.type)
+    )
+
+
+def _is_plain(tensor: Tensor) -> bool:
+    return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
+
+
+def _layered(*tensors: Tensor | None) -> _Kind:
+    """LAYERED, unless the memory underneath is laid out in a way that no kernel knows."""
+    for tensor in tensors:
+        if tensor is not None and (
+            type(tensor) not in _LAYERED_TYPES
+            or tensor.layout is not torch.strided
+            or tensor.is_nested
+        ):
+            return _Kind.FOREIGN
+    return _Kind.LAYERED
+
+
+def _only_default_device_looks_on(*tensors: Tensor | None) -> bool:
+    """Whether what claims the call is but torch.set_default_device, which never changes conv2d."""
+    return all(tensor is None or type(tensor) in _ORDINARY_TYPES for tensor in tensors) and all(
+        type(mode) is DeviceContext
+        for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
+    )
+
+
+def _nothing_intervenes(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    """Whether no layer of PyTorch has anything to do in a call with plain tensors."""
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() in _USUAL_LAYERS
+        and not torch.is_autocast_enabled(input.device.type)
+        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias))
+        and forward_ad._current_level < 0
+        and not torch._C._autograd._profiler_enabled()
+    )
+
+
+# --- Which arguments are ours.
+
+
+class _Problem(NamedTuple):
+    """The arguments of an ordinary call, in the one form that the operators take."""
+
+    geometry: ops.Geometry
+    batched: bool  # (N, C, H, W), not (C, H, W).
+    missing: Pair  # Rows below and columns on the right that the padding lacks.
+
+
+def _problem_of(
+    kind: _Kind,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: int | Sequence[int],
+    paddings: int | Sequence[int] | str,
+    dilations: int | Sequence[int],
+    groups: int,
+) -> _Problem | None:
+    """The problem that a call describes; None where it is PyTorch's, to do or to refuse."""
+    if kind is _Kind.FOREIGN or type(groups) is not int:
+        return None
+    stride, dilation = _pair(strides), _pair(dilations)
+    padding = paddings if isinstance(paddings, str) else _pair(paddings)
+    if stride is None or padding is None or dilation is None:
+        return None
+    understand = _cached_problem if kind is _Kind.PLAIN else _problem
+    bias_shape = None if bias is None else bias.shape
+    return understand(input.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
+
+
+def _pair(value: int | Sequence[int]) -> Pair | None:
+    """(vertical, horizontal) of an int, or of one or two of them; None where it is none of these.
+
+    A bool is none of these: PyTorch refuses it.
+    """
+    if isinstance(value, (tuple, list)) and 1 <= len(value) <= 2:
+        rows, columns = value[0], value[-1]
+    else:
+        rows = columns = value
+    return (rows, columns) if type(rows) is int and type(columns) is int else None
+
+
+def _problem(
+    input_shape: Sequence[int],
+    weight_shape: Sequence[int],
+    bias_shape: Sequence[int] | None,
+    stride: Pair,
+    padding: Pair | str,
+    dilation: Pair,
+    groups: int,
+) -> _Problem | None:
+    if len(input_shape) not in (3, 4) or len(weight_shape) != 4:
+        return None
+    channels, *size = input_shape[-3:]
+    out_channels, group_channels, *kernel = weight_shape
+    if any(value < 1 for value in (groups, channels, out_channels, *size, *kernel)):
+        return None
+    if channels != group_channels * groups or out_channels % groups:
+        return None
+    if bias_shape is not None and tuple(bias_shape) != (out_channels,):
+        return None
+    if any(value < 1 for value in (*stride, *dilation)):
+        return None
+    missing = (0, 0)
+    if isinstance(padding, str):
+        if padding == "valid":
+            padding = (0, 0)
+        elif padding == "same" and stride == (1, 1):
+            rows, columns = (dilation[axis] * (kernel[axis] - 1) for axis in (0, 1))
+            padding, missing = (rows // 2, columns // 2), (rows % 2, columns % 2)
+        else:
+            return None
+    for axis in (0, 1):
+        extent = output_extent(
+            size[axis] + missing[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]
+        )
+        if padding[axis] < 0 or extent < 1:
+            return None
+    return _Problem((stride, padding, dilation, groups), len(input_shape) == 4, missing)
+
+
+_cached_problem = lru_cache(maxsize=4096)(_problem)
+
+
+@cache
+def _warn_of_copy() -> None:
+    """Says once what PyTorch says once."""
+    warnings.warn(
+        "Using padding='same' with even kernel lengths and odd dilation may require a zero-padded "
+        "copy of the input be created",
+        stacklevel=3,
+    )
+
+
+# A scripted module or function has PyTorch's convolution in it, and runs without ConvSmith.
+_register_builtin(conv2d, "aten::conv2d")
