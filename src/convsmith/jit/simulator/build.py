@@ -49,23 +49,23 @@ def executable(source: KernelSource) -> Path:
 
     def build_runtime(folder: Path) -> cache.Build:
         sources = [str(_HERE / name) for name in _RUNTIME]
-        return _compile("simulator", "runtime.o", compiler, [*_RUNTIME_FLAGS, *sources], folder)
+        arguments = [*_RUNTIME_FLAGS, *sources, "-o", "runtime.o"]
+        return _compile("simulator", runtime_key, compiler, arguments, folder)
 
     def build_kernel(folder: Path) -> cache.Build:
         runtime = cache.find_or_build(runtime_key, build_runtime).artifact
         folder.joinpath(KERNEL_FILE).write_text(source.cuda)
         inputs = ["-x", "c++", KERNEL_FILE, "-x", "none", str(runtime)]
-        flags = [*_KERNEL_FLAGS, f"-I{_HERE}", f"-ffile-prefix-map={folder}=.", *inputs]
-        return _compile(source.name, "kernel", compiler, flags, folder)
+        paths = [f"-I{_HERE}", f"-ffile-prefix-map={folder}=."]
+        arguments = [*_KERNEL_FLAGS, *paths, *inputs, "-o", "kernel"]
+        return _compile(source.name, kernel_key, compiler, arguments, folder)
 
     return cache.find_or_build(kernel_key, build_kernel).artifact
 
 
-def _compile(
-    name: str, artifact: str, compiler: str, arguments: list[str], folder: Path
-) -> cache.Build:
-    """Runs the compiler in ``folder``, where it leaves ``artifact``."""
-    command = [compiler, *_COMMON_FLAGS, *arguments, "-o", artifact]
+def _compile(name: str, key: str, compiler: str, arguments: list[str], folder: Path) -> cache.Build:
+    """Runs the compiler in ``folder``; the last of ``arguments`` is what it leaves there."""
+    command = [compiler, *_COMMON_FLAGS, *arguments]
     ended = subprocess.run(
         command,
         cwd=folder,
@@ -76,21 +76,25 @@ def _compile(
         text=True,
         errors="replace",
     )
-    shown = shlex.join(command)
-    if ended.returncode != 0:
-        if re.search(r"cannot find.*\b(lib|-l)?(a|ub)san|sanitizer/.*No such file", ended.stdout):
-            raise ToolchainError(
-                f"{compiler} has no AddressSanitizer, which the simulator needs:\n"
-                f"{ended.stdout.strip()}\n{_REMEDY}"
-            )
-        raise CompilationError(
-            f"{name} was not compiled for the simulator by {compiler}.",
-            log=ended.stdout,
-            command=shown,
+    if ended.returncode == 0:
+        details = {"host compiler": _version(compiler)}
+        return cache.Build(name, "simulator", arguments[-1], shlex.join(command), details)
+    if _NO_SANITIZERS.search(ended.stdout):
+        raise ToolchainError(
+            f"{compiler} has no AddressSanitizer, which the simulator needs:\n"
+            f"{ended.stdout.strip()}\n{_REMEDY}"
         )
-    return cache.Build(name, "simulator", artifact, shown, {"host compiler": _version(compiler)})
+    kept = cache.keep_failed(key, folder)
+    raise CompilationError(
+        f"{name} was not compiled for the simulator. Its source is in {kept}.",
+        log=ended.stdout,
+        command=f"cd {shlex.quote(str(kept))} && {shlex.join(command)}",
+    )
 
 
+_NO_SANITIZERS = re.compile(
+    r"cannot find \S*(asan|ubsan)|sanitizer/\S+: No such file|argument to '?-fsanitize"
+)
 _REMEDY = (
     "Remedy: install GCC with its sanitizers (Debian, Ubuntu: apt install g++; Fedora: "
     "dnf install gcc-c++ libasan libubsan), or set CXX to a compiler that has them."
