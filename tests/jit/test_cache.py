@@ -165,6 +165,23 @@ def test_a_build_that_is_damaged_at_once_is_an_error(
         cache.find_or_build(KEY, build)
 
 
+def test_an_entry_that_vanishes_while_it_is_read_is_absent(
+    cache_folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As when another process replaces a damaged one."""
+    cache.find_or_build(KEY, build)
+    read = cache._read
+
+    def read_and_remove(folder: Path) -> cache.Entry | None:
+        entry = read(folder)
+        (folder / "artifact").unlink()
+        return entry
+
+    monkeypatch.setattr(cache, "_read", read_and_remove)
+    monkeypatch.setattr(cache, "_is_private_file", lambda file: True)
+    assert cache.find(KEY) is None
+
+
 def test_find_newest_takes_the_newest_that_is_whole(cache_folder: Path) -> None:
     for number in range(3):
         cache.find_or_build(f"kernel_aaaa_{number}", build)

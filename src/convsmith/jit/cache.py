@@ -123,12 +123,15 @@ def find(key: str) -> Entry | None:
     """
     folder = root() / "entries" / key
     with _explained(f"The kernel cache entry {folder} cannot be read"):
-        if not _is_private_folder(root(), root() / "entries", folder):
+        try:
+            if not _is_private_folder(root(), root() / "entries", folder):
+                return None
+            entry = _read(folder)
+            if entry is None or not _is_private_file(entry.artifact):
+                return None
+            content = entry.artifact.read_bytes()
+        except FileNotFoundError:  # another process removes or replaces it at this moment
             return None
-        entry = _read(folder)
-        if entry is None or not _is_private_file(entry.artifact):
-            return None
-        content = entry.artifact.read_bytes()
     return entry if hashlib.sha256(content).hexdigest() == entry.sha256 else None
 
 
