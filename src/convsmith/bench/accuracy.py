@@ -7,6 +7,7 @@ largest error = max|result - exact| / max|exact|
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 from enum import Enum
 
@@ -128,7 +129,7 @@ def fault(precision: Precision, ours: Errors, theirs: Errors, *, same_function: 
     return None
 
 
-def poison(shape: Shape, dtype: torch.dtype, device: torch.device) -> None:
+def poison(shape: Sequence[int], dtype: torch.dtype, device: torch.device) -> None:
     """Leave NaN in the memory that the next tensors of ``shape`` are likely to get.
 
     PyTorch's allocator hands freed blocks out again as they are, so a kernel that leaves an element

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
-from contextlib import ExitStack
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -11,12 +11,14 @@ from torch import Tensor
 
 from convsmith import planner, roofline
 from convsmith.bench import accuracy, contestants, memory, reference
-from convsmith.bench.accuracy import MAIN, Distribution, Errors, ErrorSums
+from convsmith.bench.accuracy import MAIN, Distribution, ErrorSums
 from convsmith.bench.contestants import Convolution, Operands, Peer
-from convsmith.bench.record import ErrorFields, Row
+from convsmith.bench.record import Row
+from convsmith.bench.rows import Pair, enter_times, judged_row
 from convsmith.bench.suites import DTYPE, Layer, Layout
 from convsmith.bench.switches import cudnn_autotuning, precision_class
-from convsmith.bench.timing import CudaClock, Timing, alternate
+from convsmith.bench.timing import CudaClock, alternate
+from convsmith.planner import Plan
 from convsmith.roofline import Ceilings
 from convsmith.spec import Direction, Precision
 
@@ -49,30 +51,11 @@ def measure(
 ) -> list[Row]:
     """A row for each of ``precisions``, which share operands and float64 references."""
     rows: list[Row] = []
-    with ExitStack() as stack:
-        stack.enter_context(cudnn_autotuning())
-        if conditions.kernel is not None:
-            stack.enter_context(planner.use_kernel(conditions.kernel))
+    with cudnn_autotuning():
         for dtype in dict.fromkeys(DTYPE[precision] for precision in precisions):
             classes = [precision for precision in precisions if DTYPE[precision] is dtype]
             rows += _Measurement(layer, direction, layout, conditions).rows(classes, dtype)
     return rows
-
-
-@dataclass(frozen=True)
-class _Pair:
-    """Errors of both on the same input."""
-
-    ours: Errors
-    theirs: Errors
-
-    def fields(self) -> ErrorFields:
-        return {
-            "rms_error": self.ours.rms,
-            "torch_rms_error": self.theirs.rms,
-            "max_error": self.ours.largest,
-            "torch_max_error": self.theirs.largest,
-        }
 
 
 class _Measurement:
@@ -87,11 +70,11 @@ class _Measurement:
 
     def rows(self, classes: list[Precision], dtype: torch.dtype) -> list[Row]:
         """The rows of the precision classes of one dtype."""
-        errors: dict[Precision, dict[Distribution, _Pair]] = {one: {} for one in classes}
+        errors: dict[Precision, dict[str, Pair]] = {one: {} for one in classes}
         for distribution in accuracy.distributions(dtype):
             operands = self._draw(distribution, dtype)
             for precision, pair in self._errors(classes, operands).items():
-                errors[precision][distribution] = pair
+                errors[precision][distribution.value] = pair
         # The operands of the last check, of MAIN, are also what is timed.
         return [self._row(one, operands, errors[one]) for one in classes]
 
@@ -99,7 +82,7 @@ class _Measurement:
         drawn = Operands.draw(self._layer, distribution, dtype, self._device)
         return drawn.to(self._layout)
 
-    def _errors(self, classes: list[Precision], operands: Operands) -> dict[Precision, _Pair]:
+    def _errors(self, classes: list[Precision], operands: Operands) -> dict[Precision, Pair]:
         """Both results' errors on ``operands`` in each class, against one float64 reference."""
         results = {one: self._results(one, operands) for one in classes}
         sums = {one: (ErrorSums(self._device), ErrorSums(self._device)) for one in classes}
@@ -108,7 +91,7 @@ class _Measurement:
             for one in classes:
                 for result, total in zip(results[one], sums[one], strict=True):
                     total.add(result[where], exact)
-        return {one: _Pair(ours.errors(), theirs.errors()) for one, (ours, theirs) in sums.items()}
+        return {one: Pair(ours.errors(), theirs.errors()) for one, (ours, theirs) in sums.items()}
 
     def _results(self, precision: Precision, operands: Operands) -> tuple[Tensor, Tensor]:
         """Ours and PyTorch's, ours in memory that was full of NaN."""
@@ -117,10 +100,23 @@ class _Measurement:
             Direction.GRAD_INPUT: self._layer.input_shape,
             Direction.GRAD_WEIGHT: self._layer.weight_shape,
         }[self._direction]
-        with precision_class(precision):
+        with self._as_planned(precision):
             theirs = self._pytorch(operands)()
             accuracy.poison(shape, operands.image.dtype, self._device)
             return self._ours(operands)(), theirs
+
+    def _plan(self, precision: Precision) -> Plan:
+        spec = self._layer.spec(self._direction, precision, self._layout)
+        return planner.plan_for(spec, self._device, self._conditions.kernel)
+
+    @contextmanager
+    def _as_planned(self, precision: Precision) -> Iterator[None]:
+        """Precision class and kernel set. A kernel that cannot be had is an error.
+
+        Elsewhere PyTorch would silently run in its place.
+        """
+        with precision_class(precision), planner.use_kernel(self._plan(precision).kernel):
+            yield
 
     def _ours(self, operands: Operands) -> Convolution:
         return contestants.ours(self._layer, self._direction, operands)
@@ -128,39 +124,25 @@ class _Measurement:
     def _pytorch(self, operands: Operands) -> Convolution:
         return contestants.pytorch(self._layer, self._direction, operands)
 
-    def _row(
-        self, precision: Precision, operands: Operands, errors: dict[Distribution, _Pair]
-    ) -> Row:
-        spec = self._layer.spec(self._direction, precision, self._layout)
-        plan = planner.plan_for(spec, self._device, self._conditions.kernel)
-        row: Row = {
-            "suite": self._conditions.suite,
-            "layer": self._layer.name,
-            "direction": self._direction.value,
-            "precision": precision.value,
-            "layout": self._layout.value,
-            "kernel": plan.kernel,
-            "floor_ms": roofline.floor_ms(spec, self._conditions.ceilings),
-            "predicted_ms": plan.predicted_ms,
-            "run": 0,  # of its own process; merging records renumbers them
-            "rms_error": errors[MAIN].ours.rms,
-            "torch_rms_error": errors[MAIN].theirs.rms,
-            "max_error": errors[MAIN].ours.largest,
-            "torch_max_error": errors[MAIN].theirs.largest,
-            "errors": {name.value: pair.fields() for name, pair in errors.items()},
-        }
-        for distribution, pair in errors.items():
-            same_function = plan.kernel == planner.TORCH
-            fault = accuracy.fault(precision, pair.ours, pair.theirs, same_function=same_function)
-            if fault is not None:
-                row["fault"] = f"{distribution.value}: {fault}"
-                return row
-        with precision_class(precision):
+    def _row(self, precision: Precision, operands: Operands, errors: dict[str, Pair]) -> Row:
+        plan = self._plan(precision)
+        key = (
+            self._conditions.suite,
+            self._layer.name,
+            self._direction.value,
+            precision.value,
+            self._layout.value,
+        )
+        floor_ms = roofline.floor_ms(plan.spec, self._conditions.ceilings)
+        row = judged_row(key, plan.kernel, floor_ms, plan.predicted_ms, errors, MAIN.value)
+        if "fault" in row:
+            return row
+        with self._as_planned(precision):
             calls = self._calls(operands)
             times = alternate(calls, CudaClock(self._device))
             row["extra_bytes"] = memory.extra_bytes(calls["ms"], self._device)
             row["torch_extra_bytes"] = memory.extra_bytes(calls["torch_ms"], self._device)
-        _enter_times(row, times)
+        enter_times(row, times)
         return row
 
     def _calls(self, operands: Operands) -> dict[str, Convolution]:
@@ -171,18 +153,3 @@ class _Measurement:
         if Peer.COMPILE in self._conditions.against:
             calls["torch_compile_ms"] = contestants.compiled(self._layer, self._direction, operands)
         return calls
-
-
-def _enter_times(row: Row, times: Mapping[str, Timing]) -> None:
-    ours, theirs = times["ms"], times["torch_ms"]
-    row["ms"] = ours.median
-    row["ms_p20"] = ours.percentile_20
-    row["ms_p80"] = ours.percentile_80
-    row["torch_ms"] = theirs.median
-    row["torch_ms_p20"] = theirs.percentile_20
-    row["torch_ms_p80"] = theirs.percentile_80
-    if "torch_channels_last_ms" in times:
-        row["torch_channels_last_ms"] = times["torch_channels_last_ms"].median
-    if "torch_compile_ms" in times:
-        row["torch_compile_ms"] = times["torch_compile_ms"].median
-    row["ratio"] = theirs.median / ours.median
