@@ -270,6 +270,24 @@ def test_it_compiles_though_ninja_is_only_where_pip_put_it(
     assert load(KERNEL, ARCHITECTURE).launch
 
 
+def test_it_links_the_cuda_runtime_that_pip_installed(
+    cache_folder: Path,
+    tmp_path: Path,
+    cuda_compiler: toolchain.Toolchain,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """There libcudart.so.13 has no second name libcudart.so, which the linker looks for."""
+    home = tmp_path / "cu13"
+    (home / "lib").mkdir(parents=True)
+    for part in cuda_compiler.nvcc.home.iterdir():
+        if not part.name.startswith("lib"):
+            (home / part.name).symlink_to(part)
+    runtime = next(cuda_compiler.nvcc.home.glob("lib*/libcudart.so.*"))
+    (home / "lib" / runtime.name).symlink_to(runtime)
+    monkeypatch.setenv("CUDA_HOME", str(home))
+    assert load(KERNEL, ARCHITECTURE).launch
+
+
 # Time
 
 
@@ -334,6 +352,8 @@ def test_a_kernel_that_does_not_compile(cache_folder: Path) -> None:
     [
         ("#include <no_such_header.h>", "the CUDA toolkit is incomplete"),
         ("#error -- unsupported GNU version! gcc 99", "install an older gcc and g++"),
+        ("#error Python.h: No such file or directory", "install Python's headers"),
+        ("#error 'cicc' died due to signal 9", "the machine ran out of memory"),
     ],
 )
 def test_a_failure_that_is_the_machines_names_its_remedy(
