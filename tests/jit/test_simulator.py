@@ -80,13 +80,19 @@ def count_of_equals(one: Tensor, other: Tensor) -> int:
     ],
 )
 def test_a_bad_access_is_named_with_its_thread_and_its_line(deed: str, words: str) -> None:
-    first, line, *report = error_of(deed).splitlines()
+    message = error_of(deed)
+    first, line = message.splitlines()[:2]
     assert first.startswith("misbehave: thread (5, 0, 0) of block (0, 0, 0) ")
     assert words in first
-    assert re.match(r"  line \d+: \S", line)
-    number, code = re.match(r"  line (\d+): (.*)", line).groups()  # type: ignore[union-attr]
-    assert MISBEHAVE.cuda.splitlines()[int(number) - 1].strip() == code
-    assert "kernel.cu" in "\n".join(report)
+    place = re.fullmatch(r"  line (\d+): (.+)", line)
+    assert place is not None
+    assert MISBEHAVE.cuda.splitlines()[int(place[1]) - 1].strip() == place[2]
+    assert "#0 " in message  # the sanitizer's own report follows
+
+
+def test_every_call_that_led_to_the_place_is_named() -> None:
+    lines = re.findall(r"^  line \d+: (.*)$", error_of("kReadInAFunction"), re.MULTILINE)
+    assert lines == ["return *pointer;", "out[0] = read(in + n);"]
 
 
 def test_a_null_pointer_is_not_followed() -> None:

@@ -151,7 +151,7 @@ def test_no_program_outlives_its_process(start_child: StartChild) -> None:
     ended = start_child(ADD_ONE_IN_A_CHILD + "add_one(10)")
     wait_until_ended(int(ended.output()))
 
-    killed = start_child(ADD_ONE_IN_A_CHILD + "add_one(10); sys.stdin.read()")
+    killed = start_child(ADD_ONE_IN_A_CHILD + "import time; add_one(10); time.sleep(120)")
     assert killed.stdout is not None
     program = int(killed.stdout.readline())
     assert is_running(program)
@@ -189,9 +189,7 @@ def test_a_program_that_does_not_start_says_why(
     program = tmp_path / "program"
     program.write_text("#!/bin/sh\necho Shadow memory range interleaves\nexit 1\n")
     monkeypatch.setattr(simulator, "executable", lambda source: program)
-    with pytest.raises(
-        SimulatorError, match=r"cannot be run: Permission denied.\nRemedy: set CONV"
-    ):
+    with pytest.raises(SimulatorError, match=r"cannot be run: Permission denied.\nRemedy: "):
         works()
     program.chmod(0o700)
     with pytest.raises(SimulatorError, match=r"does not start:\nShadow memory .*\n+Remedy: if it"):

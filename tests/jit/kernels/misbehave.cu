@@ -8,6 +8,7 @@ namespace {
 enum Deed : std::int64_t {
     kCopy,
     kReadPastTheEnd,
+    kReadInAFunction,
     kReadBeforeTheBeginning,
     kWritePastTheEnd,
     kWriteBeforeTheBeginning,
@@ -45,6 +46,11 @@ __device__ volatile float* opaque(volatile float* pointer) {
     return hidden;
 }
 
+__device__ __forceinline__ float read(const float* pointer) {
+    // On a line of its own, for the report.
+    return *pointer;
+}
+
 __device__ int recurse(volatile int* depth) {
     volatile int frame[64];
     frame[0] = ++*depth;
@@ -63,6 +69,9 @@ __global__ void misbehave(Problem problem, const float* in, float* out) {
     switch (chosen ? problem.deed : kCopy) {
         case kReadPastTheEnd:
             out[0] = in[n];
+            break;
+        case kReadInAFunction:
+            out[0] = read(in + n);
             break;
         case kReadBeforeTheBeginning:
             out[0] = in[-1];

@@ -26,6 +26,7 @@ __all__ = ["Buffer", "run"]
 _MOST_SERVERS = 8
 
 _SANITIZER_ERROR = re.compile(r"(?:runtime error|ERROR: AddressSanitizer): (.*)$", re.MULTILINE)
+_KERNEL_FRAME = re.compile(rf"^ +#(\d+) .*\b{re.escape(KERNEL_FILE)}:(\d+)", re.MULTILINE)
 
 _servers: OrderedDict[KernelSource, Server] = OrderedDict()  # the one used last comes last
 _lock = threading.Lock()
@@ -79,16 +80,27 @@ def run(
 
 
 def _explanation(source: KernelSource, report: str) -> str:
-    """What went wrong in plain words, the line where, then the program's whole report."""
+    """What went wrong in plain words, the kernel's lines that led there, then the whole report."""
     said = re.search(r"^simulator: (.*)$", report, re.MULTILINE)
     what = said[1] if said else "the program was stopped"
     if what.endswith(" was stopped") and (error := _SANITIZER_ERROR.search(report)):
         what += f": {error[1]}"
-    lines = [f"{source.name}: {what}"]
-    if place := re.search(rf"\b{re.escape(KERNEL_FILE)}:(\d+)", report):
-        number = int(place[1])
-        lines.append(f"  line {number}: {source.cuda.splitlines()[number - 1].strip()}")
-    return "\n".join([*lines, "", report.rstrip()])
+    text = source.cuda.splitlines()
+    lines = [f"  line {line}: {text[line - 1].strip()}" for line in _call_stack(report)]
+    return "\n".join([f"{source.name}: {what}", *lines, "", report.rstrip()])
+
+
+def _call_stack(report: str) -> list[int]:
+    """Lines of the kernel's text on the first stack in a report, the innermost first."""
+    lines: list[int] = []
+    last_frame = -1
+    for frame, line in _KERNEL_FRAME.findall(report):
+        if int(frame) <= last_frame:  # another stack begins
+            break
+        last_frame = int(frame)
+        if int(line) not in lines:  # a recursion would fill the screen
+            lines.append(int(line))
+    return lines
 
 
 def _end_all() -> None:
