@@ -326,11 +326,8 @@ __global__ void __launch_bounds__(
     const bool has_ones = bias_gradient != nullptr;
     const Tiling<S> tiling(problem, has_ones);
     const BlockPlace block(tiling.row_tiles, tiling.column_tiles, problem.splits, tiling.phases);
-    if (threadIdx.x == 0) {
-        shared.view = view_of<S::direction>(problem, static_cast<int>(block.phase));
-    }
-    __syncthreads();
-    const View& view = shared.view;
+    const View view = view_of<S::direction>(problem, static_cast<int>(block.phase));
+    if (threadIdx.x == 0) shared.view = view;  // for when its registers are needed for sums
     const std::int64_t first_row = block.row_tile * kTileM;
     const std::int64_t column = block.column_tile * kTileN + threadIdx.x;
     if (block.column_tile * kTileN >= view.columns() + has_ones) return;  // a smaller phase
@@ -342,9 +339,9 @@ __global__ void __launch_bounds__(
     PatchLoader<T> patch(view, source_operand + block.group * view.source_group, column, has_ones);
     RowLoader<T, kTileM> row(view, row_operand + block.group * view.row_group, first_row);
     RegisterTile<Accumulator, kTileM> tile;
-    const auto fill_table = [&](std::int64_t batch) {
+    const auto fill_table = [&](const View& in_view, std::int64_t batch) {
         const std::int64_t term = (first_tile + batch * kTilesPerTable) * kTileK + threadIdx.x;
-        shared.table.template fill<T>(view, batch, term, term_end);
+        shared.table.template fill<T>(in_view, batch, term, term_end);
     };
     const auto load = [&](std::int64_t index) {
         const std::int64_t half = index / kTilesPerTable % 2;
@@ -354,7 +351,7 @@ __global__ void __launch_bounds__(
     };
 
     // Fill the first stage.
-    fill_table(0);
+    fill_table(view, 0);
     __syncthreads();
     if (tiles > 0) {
         load(0);
@@ -370,7 +367,9 @@ __global__ void __launch_bounds__(
         __syncthreads();  // this stage is filled, and nobody reads the other one any more
         const bool more = index + 1 < tiles;
         if (more) load(index + 1);
-        if ((index + 2) % kTilesPerTable == 0) fill_table((index + 2) / kTilesPerTable);
+        if ((index + 2) % kTilesPerTable == 0) {
+            fill_table(shared.view, (index + 2) / kTilesPerTable);
+        }
         tile.multiply(shared.row[stage], shared.patch[stage]);
         if (--until_promotion == 0 && more) {
             tile.promote(shared.promoted, !promoted);
@@ -391,34 +390,35 @@ __global__ void __launch_bounds__(
     __syncthreads();
 
     // Store the column this thread owns.
-    const int rows = static_cast<int>(min(view.rows - first_row, std::int64_t{kTileM}));
+    const View& kept = shared.view;
+    const int rows = static_cast<int>(min(kept.rows - first_row, std::int64_t{kTileM}));
     if constexpr (S::direction == Direction::kWeightGradient) {
         if (problem.splits > 1) {
             if (column >= tiling.columns) return;
-            partial += ((block.split * problem.groups + block.group) * view.rows + first_row) *
+            partial += ((block.split * problem.groups + block.group) * kept.rows + first_row) *
                            tiling.columns +
                        column;
             for (int m = 0; m < rows; ++m) partial[m * tiling.columns] = shared.out[m][threadIdx.x];
             return;
         }
-        if (has_ones && column == view.columns()) {
-            bias_gradient += block.group * view.rows + first_row;
+        if (has_ones && column == kept.columns()) {
+            bias_gradient += block.group * kept.rows + first_row;
             for (int m = 0; m < rows; ++m) {
                 bias_gradient[m] = Element<T>::narrow(shared.out[m][threadIdx.x]);
             }
         }
     }
-    if (column >= view.columns()) return;
-    const Place at = place_of(column, view.axes[0].columns, view.axes[1].columns);
-    const std::int64_t h = view.axes[0].out_first + at.vertical * view.axes[0].out_step;
-    const std::int64_t w = view.axes[1].out_first + at.horizontal * view.axes[1].out_step;
-    out += block.group * view.out_group + first_row * view.out.m + at.outer * view.out.column +
-           h * view.out.spatial[0] + w * view.out.spatial[1];
-    if (bias != nullptr) bias += block.group * view.rows + first_row;
+    if (column >= kept.columns()) return;
+    const Place at = place_of(column, kept.axes[0].columns, kept.axes[1].columns);
+    const std::int64_t h = kept.axes[0].out_first + at.vertical * kept.axes[0].out_step;
+    const std::int64_t w = kept.axes[1].out_first + at.horizontal * kept.axes[1].out_step;
+    out += block.group * kept.out_group + first_row * kept.out.m + at.outer * kept.out.column +
+           h * kept.out.spatial[0] + w * kept.out.spatial[1];
+    if (bias != nullptr) bias += block.group * kept.rows + first_row;
     for (int m = 0; m < rows; ++m) {
         Accumulator value = shared.out[m][threadIdx.x];
         if (bias != nullptr) value += Element<T>::widen(bias[m]);
-        out[m * view.out.m] = Element<T>::narrow(value);
+        out[m * kept.out.m] = Element<T>::narrow(value);
     }
 }
 

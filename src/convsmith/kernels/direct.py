@@ -123,8 +123,13 @@ def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -
 
 
 def choose_promote_tiles(terms: int) -> int:
-    """Stages between promotions: near the square root of ``terms``, where the error is least."""
-    return max(2, min(32, round(math.sqrt(terms) / TILE_TERMS)))
+    """Stages between promotions: near the square root of ``terms``, where the error is least.
+
+    But not so few that promoting costs more than a few percent, except in sums too short to matter.
+    """
+    if terms <= 64:
+        return 2
+    return max(4, min(32, round(math.sqrt(terms) / TILE_TERMS)))
 
 
 def predicted_ms(
