@@ -33,22 +33,20 @@ MISBEHAVE = toy("misbehave")
 DEEDS = re.findall(r"^    (k\w+),$", MISBEHAVE.cuda, re.MULTILINE)
 
 
-def do(
-    deed: str, input: Tensor | None, output: Tensor, blocks: int = 2, time_limit: float = 60.0
-) -> None:
-    """Runs misbehave.cu with 64 threads a block."""
-    problem = struct.pack("5q", DEEDS.index(deed), output.numel(), blocks, 64, SHARED_BYTES)
+def do(deed: str, input: Tensor | None, output: Tensor, time_limit: float = 60.0) -> None:
+    """Runs misbehave.cu in two blocks of 64 threads."""
+    problem = struct.pack("5q", DEEDS.index(deed), output.numel(), 2, 64, SHARED_BYTES)
     given = [None if input is None else buffer(input), buffer(output, writable=True)]
     simulator.run(MISBEHAVE, problem, given, time_limit=time_limit)
 
 
-def error_of(deed: str, input: Tensor | None = None, **options: float) -> str:
+def error_of(deed: str, input: Tensor | None = None, time_limit: float = 60.0) -> str:
     """What the simulator says of a deed; the output is as it was, and a further launch works."""
     source = torch.randn(ELEMENTS) if input is None else input
     before = torch.randn(ELEMENTS)
     output = before.clone()
     with pytest.raises(SimulatorError) as caught:
-        do(deed, source, output, **options)  # type: ignore[arg-type]
+        do(deed, source, output, time_limit)
     assert torch.equal(output, before)
     do("kCopy", source, output)
     assert count_of_equals(output, source) == ELEMENTS - 1
