@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 
 from convsmith.bench import digest, record, run
-from convsmith.bench.record import Row
+from convsmith.bench.record import Record, Row
 from convsmith.bench.run import Selection, open_rows, require_gpu
 from convsmith.bench.suites import CORE
 from convsmith.bench.validate import required_rows
@@ -19,6 +20,13 @@ from convsmith.spec import Direction, Precision
 def tiny() -> Selection:
     """The suite that bench_on_cpu adds."""
     return Selection("tiny")
+
+
+def measured(device: torch.device, earlier: Record | None = None, **options: Any) -> Record:
+    """The tiny suite, or what ``earlier`` lacks of it."""
+    whole = run.begin(device, earlier)
+    run.fill(whole, options.pop("selection", tiny()), device, **options)
+    return whole
 
 
 def titles(rows: list[Row]) -> list[tuple[str, str, str]]:
@@ -58,7 +66,7 @@ def test_it_measures_writes_and_reports_every_row(
 ) -> None:
     observed: list[Row] = []
     output = tmp_path / "gpu.json"
-    written = run.run(tiny(), bench_on_cpu, output=output, observe=observed.append)
+    written = measured(bench_on_cpu, output=output, observe=observed.append)
     assert len(written["rows"]) == 2 * 3 * 2
     assert titles(observed) == titles(written["rows"])
     assert record.load(output) == written
@@ -75,11 +83,11 @@ def test_a_run_that_is_cut_short_is_continued(bench_on_cpu: torch.device, tmp_pa
             raise KeyboardInterrupt
 
     with pytest.raises(KeyboardInterrupt):
-        run.run(tiny(), bench_on_cpu, output=output, observe=interrupt)
+        measured(bench_on_cpu, output=output, observe=interrupt)
     half = record.load(output)
     assert len(half["rows"]) == 8
     observed: list[Row] = []
-    whole = run.run(tiny(), bench_on_cpu, output=output, earlier=half, observe=observed.append)
+    whole = measured(bench_on_cpu, output=output, earlier=half, observe=observed.append)
     assert len(observed) == 4
     assert len(whole["rows"]) == 12
     assert [row["run"] for row in whole["rows"]] == [0] * 8 + [1] * 4
@@ -89,15 +97,15 @@ def test_a_run_that_is_cut_short_is_continued(bench_on_cpu: torch.device, tmp_pa
 def test_time_boxed(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
     seconds = iter(range(0, 1000, 10))
     monkeypatch.setattr(run.time, "monotonic", lambda: next(seconds))
-    short = run.run(tiny(), bench_on_cpu, seconds=25)
-    assert titles(short["rows"]) == titles(run.run(tiny(), bench_on_cpu)["rows"])[:4]
+    short = measured(bench_on_cpu, seconds=25)
+    assert titles(short["rows"]) == titles(measured(bench_on_cpu)["rows"])[:4]
 
 
 def test_a_wrong_row_is_measured_again(bench_on_cpu: torch.device) -> None:
-    whole = run.run(tiny(), bench_on_cpu)
+    whole = measured(bench_on_cpu)
     whole["rows"][3]["fault"] = "randn: rms error nan, at most 1e-07"
     assert open_rows(tiny(), whole) == [record.key_of(whole["rows"][3])]
-    again = run.run(tiny(), bench_on_cpu, earlier=whole)
+    again = measured(bench_on_cpu, earlier=whole)
     assert "fault" not in again["rows"][3]
     assert [row["run"] for row in again["rows"]].count(1) == 1
 
@@ -105,10 +113,10 @@ def test_a_wrong_row_is_measured_again(bench_on_cpu: torch.device) -> None:
 def test_rows_of_other_kernels_are_not_continued(
     bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    earlier = run.run(tiny(), bench_on_cpu)
+    earlier = measured(bench_on_cpu)
     monkeypatch.setattr(run, "kernel_digest", lambda: "0" * 64)
     with pytest.raises(ConvSmithError, match="different kernel_digest"):
-        run.run(tiny(), bench_on_cpu, earlier=earlier)
+        measured(bench_on_cpu, earlier=earlier)
 
 
 def test_a_layer_too_large_for_the_gpu_is_left_out_and_said(
@@ -124,13 +132,13 @@ def test_a_layer_too_large_for_the_gpu_is_left_out_and_said(
     monkeypatch.setattr(run, "measure", small_memory)
     only_forward = Selection("tiny", directions=(Direction.FORWARD,))
     with pytest.warns(UserWarning, match=r"dense forward is not measured.*too small"):
-        rows = run.run(only_forward, bench_on_cpu)["rows"]
+        rows = measured(bench_on_cpu, selection=only_forward)["rows"]
     assert {row["layer"] for row in rows} == {"depthwise"}
 
 
 def test_insisting_on_a_kernel_that_cannot_run_fails(bench_on_cpu: torch.device) -> None:
     with pytest.raises(ConvSmithError, match="cannot run"):
-        run.run(tiny(), bench_on_cpu, kernel="direct")
+        measured(bench_on_cpu, kernel="direct")
 
 
 @pytest.mark.gpu
@@ -144,7 +152,7 @@ def test_a_tiny_real_run(
     monkeypatch.setitem(SUITES, "tiny", (layer,))
     selection = Selection("tiny", precisions=(Precision.TF32,))
     output = tmp_path / "gpu.json"
-    written = run.run(selection, require_gpu(), output=output, kernel=kernel)
+    written = measured(require_gpu(), selection=selection, output=output, kernel=kernel)
     assert record.load(output) == written
     assert [row.get("fault") for row in written["rows"]] == [None] * 3
     for row in written["rows"]:

@@ -103,6 +103,14 @@ def key_of(row: Row) -> RowKey:
     return (row["suite"], row["layer"], row["direction"], row["precision"], row["layout"])
 
 
+def enter(record: Record, row: Row) -> None:
+    """Add a row that the record's last run measured, in place of an earlier one of its key."""
+    row["run"] = len(record["runs"]) - 1
+    rows = {key_of(one): one for one in record["rows"]}
+    rows[key_of(row)] = row
+    record["rows"] = list(rows.values())
+
+
 def merge(earlier: Record, later: Record) -> Record:
     """One record of both; where both have a row or other evidence, the later one's counts.
 

@@ -55,7 +55,7 @@ def judged_row(
         "precision": precision,
         "layout": layout,
         "kernel": kernel,
-        "run": 0,  # of its own process; merging records renumbers them
+        "run": 0,  # the record that takes the row numbers its runs
         "floor_ms": floor_ms,
         "predicted_ms": predicted_ms,
         "rms_error": errors[main].ours.rms,

@@ -81,12 +81,18 @@ def require_gpu() -> torch.device:
     return torch.device("cuda", torch.cuda.current_device())
 
 
-def new_record(device: torch.device) -> Record:
-    """A record of this machine and these kernels with one run, just started, and no rows."""
+def begin(device: torch.device, earlier: Record | None = None) -> Record:
+    """``earlier`` with one more run, just started; or a record of that run alone.
+
+    It measures the GPU's ceilings, which takes about two seconds.
+
+    Raises:
+        ConvSmithError: ``earlier`` is of another GPU, other software or other kernels.
+    """
     now = datetime.now(timezone.utc)
     seed = torch.seed()
     measured = dataclasses.asdict(ceilings.measure(device))
-    return {
+    own: Record = {
         "gpu": torch.cuda.get_device_name(device),
         "torch": torch.__version__,
         "cuda": str(torch.version.cuda),
@@ -99,47 +105,43 @@ def new_record(device: torch.device) -> Record:
         ],
         "rows": [],
     }
+    return own if earlier is None else record.merge(earlier, own)
 
 
-def open_rows(selection: Selection, earlier: Record | None) -> list[RowKey]:
-    """The rows of ``selection`` that ``earlier`` does not hold, or holds as wrong."""
-    rows = earlier["rows"] if earlier else []
+def open_rows(selection: Selection, whole: Record | None) -> list[RowKey]:
+    """The rows of ``selection`` that ``whole`` does not hold, or holds as wrong."""
+    rows = whole["rows"] if whole else []
     done = {record.key_of(row) for row in rows if "fault" not in row}
     return [key for key in selection.row_keys() if key not in done]
 
 
-def run(
+def fill(
+    whole: Record,
     selection: Selection,
     device: torch.device,
     *,
     output: Path | None = None,
-    earlier: Record | None = None,
     against: Sequence[Peer] = (Peer.TORCH, Peer.CHANNELS_LAST),
     kernel: str | None = None,
     seconds: float | None = None,
     observe: Observer = lambda row: None,
-) -> Record:
-    """Measure what ``earlier`` lacks of ``selection``; the record of both.
+) -> None:
+    """Measure what ``whole`` lacks of ``selection``, as part of its last run.
 
     Args:
+        whole: from `begin`; it gets the rows.
         selection: the rows wanted.
         device: the GPU.
-        output: where the record is written, anew after every layer and direction.
-        earlier: a record to continue: its rows are kept and not measured again.
+        output: where ``whole`` is written, anew after every layer and direction.
         against: whom to time beside ConvSmith.
         kernel: a family to insist on, instead of the planner's choice.
         seconds: no layer is begun after this time.
         observe: is called with each row as it is measured.
-
-    Raises:
-        ConvSmithError: ``earlier`` is of another GPU, other software or other kernels.
     """
     started = time.monotonic()
-    own = new_record(device)
-    whole = record.merge(earlier, own) if earlier else own
-    rates = Ceilings(**own["ceilings"])
+    rates = Ceilings(**whole["runs"][-1]["ceilings"])
     conditions = Conditions(selection.suite, device, rates, tuple(against), kernel)
-    wanted = set(open_rows(selection, earlier))
+    wanted = set(open_rows(selection, whole))
     for layer, direction, layout in selection.groups():
         precisions = [
             one
@@ -151,13 +153,11 @@ def run(
         if seconds is not None and time.monotonic() - started > seconds:
             break
         for row in _measure_if_it_fits(layer, direction, precisions, layout, conditions):
-            own["rows"].append(row)
+            record.enter(whole, row)
             observe(row)
-        whole = record.merge(earlier, own) if earlier else own
         if output is not None:
             record.save(whole, output)
         torch.cuda.empty_cache()
-    return whole
 
 
 def _measure_if_it_fits(

@@ -10,15 +10,13 @@ from dataclasses import fields
 from datetime import date
 from typing import Any, Literal
 
-from convsmith.bench import accuracy
+from convsmith.bench import accuracy, sanitizer
 from convsmith.bench.accuracy import MAIN, Errors
 from convsmith.bench.record import Record, Row, RowKey, key_of
 from convsmith.bench.suites import DIRECTIONS, DTYPE, PRECISIONS, SUITES, Layout
 from convsmith.planner import KERNELS, TORCH
 from convsmith.roofline import Ceilings, floor_ms
 from convsmith.spec import Direction, Precision
-
-SANITIZER_TOOLS = ("memcheck", "racecheck", "synccheck")
 
 _ErrorName = Literal["rms_error", "torch_rms_error", "max_error", "torch_max_error"]
 
@@ -104,7 +102,7 @@ def _faults_of_evidence(record: Record) -> Iterator[str]:
     elif tests["failed"] or not tests["passed"]:
         yield f"GPU tests: {tests['passed']} passed, {tests['failed']} failed"
     found = record.get("sanitizer", {})
-    for tool in SANITIZER_TOOLS:
+    for tool in sanitizer.TOOLS:
         if found.get(tool) != 0:
             yield f"compute-sanitizer's {tool} must find 0 errors, it found {found.get(tool)}"
     if not record.get("start_up"):

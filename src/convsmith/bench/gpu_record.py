@@ -1,0 +1,151 @@
+"""`make gpu-record`: everything that is said of the kernels on a GPU, measured into one file.
+
+    python -m convsmith.bench.gpu_record
+
+runs the GPU tests, compute-sanitizer, the start-up times and the core suite, writes the record of
+this GPU under benchmarks/results/, and says what keeps it from being complete and right. Whatever
+the record already holds of these kernels is kept, so a run that was stopped is continued by the
+next one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import sys
+import time
+from pathlib import Path
+
+import torch
+
+from convsmith.bench import gpu_tests, record, render, run, sanitizer, start_up, validate
+from convsmith.bench.record import Record
+from convsmith.bench.run import Selection
+from convsmith.bench.suites import DIRECTIONS, PRECISIONS
+from convsmith.errors import ConvSmithError
+from convsmith.spec import Direction, Precision
+
+SUITE = "core"
+RESULTS = Path("benchmarks", "results")
+TESTS = Path("tests")
+SANITIZER_SCRIPT = TESTS / "bench" / "sanitizer_cases.py"
+
+# In this order: what is quick and what stops the rest from counting comes first.
+STEPS = ("start-up", "sanitizer", "tests", "suite")
+
+COMPLETE = 0
+INCOMPLETE = 1
+NOT_DONE = 2
+_FAULTS_SHOWN = 30
+
+
+def main(arguments: list[str] | None = None) -> int:
+    """Run what the command line asks for; 0 complete and right, 1 not yet, 2 could not be done."""
+    try:
+        return _run(_parser().parse_args(arguments))
+    except ConvSmithError as error:
+        print(f"gpu-record: {error}", file=sys.stderr)
+        return NOT_DONE
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="python -m convsmith.bench.gpu_record",
+        description="Measure this checkout's kernels on this GPU. Run it in the checkout.",
+    )
+    add = parser.add_argument
+    add("--output", type=Path, help="the record to write or continue (default: by GPU name)")
+    add("--merge", type=Path, nargs="+", default=[], help="earlier records, to be continued")
+    add("--steps", nargs="*", choices=STEPS, default=STEPS, help="none: only merge (default: all)")
+    add("--minutes", type=float, help="begin no layer after so many minutes")
+    add("--layers", nargs="+", default=[], help="some of the suite's (default: all)")
+    directions = [direction.value for direction in DIRECTIONS]
+    add("--directions", nargs="+", choices=directions, default=directions)
+    precisions = [precision.value for precision in PRECISIONS]
+    add("--precisions", nargs="+", choices=precisions, default=precisions)
+    return parser
+
+
+def _run(options: argparse.Namespace) -> int:
+    started = time.monotonic()
+    selection = Selection(
+        SUITE,
+        tuple(options.layers),
+        tuple(Direction(name) for name in options.directions),
+        tuple(Precision(name) for name in options.precisions),
+    )
+    output = options.output or _default_output()
+    files = [*options.merge, *([output] if output.exists() else [])]
+    earlier = record.merge_all(map(record.load, files))
+    steps = [step for step in options.steps if _is_open(step, selection, earlier)]
+    if steps:
+        device = run.require_gpu()
+        whole = run.begin(device, earlier)
+        for step in steps:
+            print(f"gpu-record: {step}", flush=True)
+            if step == "suite":
+                seconds = options.minutes and 60 * options.minutes - (time.monotonic() - started)
+                _measure_suite(whole, selection, device, output, seconds)
+            else:
+                _gather(step, whole)
+            record.save(whole, output)
+    elif earlier is not None:
+        whole = earlier
+        record.save(whole, output)
+    else:
+        raise ConvSmithError("there is nothing to do: no step, and no record to merge")
+    return _report(whole, output)
+
+
+def _default_output() -> Path:
+    """benchmarks/results/h200.json for "NVIDIA H200"."""
+    name = torch.cuda.get_device_name(run.require_gpu()).removeprefix("NVIDIA ")
+    return RESULTS / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
+
+
+def _is_open(step: str, selection: Selection, earlier: Record | None) -> bool:
+    """Whether ``earlier`` lacks the evidence of ``step``, or what it has is not good."""
+    if step == "suite":
+        return bool(run.open_rows(selection, earlier))
+    if earlier is None:
+        return True
+    if step == "tests":
+        return "tests" not in earlier or earlier["tests"]["failed"] > 0
+    if step == "sanitizer":
+        return any(earlier.get("sanitizer", {}).get(tool) != 0 for tool in sanitizer.TOOLS)
+    return "start_up" not in earlier
+
+
+def _gather(step: str, whole: Record) -> None:
+    if step == "tests":
+        whole["tests"] = gpu_tests.run(TESTS)
+    elif step == "sanitizer":
+        whole["sanitizer"] = sanitizer.run(SANITIZER_SCRIPT)
+    else:
+        whole["start_up"] = start_up.measure()
+
+
+def _measure_suite(
+    whole: Record, selection: Selection, device: torch.device, output: Path, seconds: float | None
+) -> None:
+    total = len(run.open_rows(selection, whole))
+    with render.progress(total, render.new_console()) as observe:
+        run.fill(whole, selection, device, output=output, seconds=seconds, observe=observe)
+
+
+def _report(whole: Record, output: Path) -> int:
+    """The table, the other evidence, and what is missing or wrong."""
+    render.print_rows(whole["rows"], render.new_console())
+    for name in ("tests", "sanitizer", "start_up"):
+        print(f"{name}: {whole.get(name)}")
+    faults = validate.faults(whole, SUITE)
+    for fault in faults[:_FAULTS_SHOWN]:
+        print(f"not complete: {fault}")
+    if len(faults) > _FAULTS_SHOWN:
+        print(f"not complete: and {len(faults) - _FAULTS_SHOWN} things more")
+    print(f"{output}: {'not complete yet' if faults else 'complete and right'}")
+    return INCOMPLETE if faults else COMPLETE
+
+
+if __name__ == "__main__":
+    sys.exit(main())
