@@ -201,12 +201,14 @@ def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:
 def specialise(direction: Direction, dtype: torch.dtype, tile_rows: int) -> KernelSource:
     """The kernel of one direction, dtype and tile."""
     name = f"{NAME}_{direction.value}_{str(dtype).removeprefix('torch.')}_{tile_rows}"
-    constants = (
-        f"convsmith::{NAME}::Direction::{_DIRECTION[direction]}",
-        _ELEMENT[dtype],
-        str(tile_rows),
-    )
-    return render(NAME, name, constants)
+    return render(NAME, name, template_arguments(direction, dtype, tile_rows))
+
+
+def template_arguments(
+    direction: Direction, dtype: torch.dtype, tile_rows: int
+) -> tuple[str, str, str]:
+    """What ``Specialisation`` of direct.cuh is instantiated with."""
+    return f"convsmith::direct::Direction::{_DIRECTION[direction]}", _ELEMENT[dtype], str(tile_rows)
 
 
 def writable(direction: Direction) -> frozenset[int]:
