@@ -10,7 +10,7 @@
 #include <cstdlib>
 #include <cstring>
 #include <deque>
-#include <memory>
+#include <string>
 
 #include "memory.h"
 #include "simulator.h"
@@ -71,6 +71,7 @@ std::string place_of(const Fibre& fibre) {
 // AddressSanitizer is told of every change of stacks: it could not place a frame's variables else.
 void arrive() { __sanitizer_finish_switch_fiber(nullptr, &leaving->stack, &leaving->stack_bytes); }
 
+// Apart from switch_to: setjmp and longjmp may not be in one function.
 [[noreturn, gnu::noinline]] void jump_to(Fibre& fibre) {
     if (fibre.has_run) __builtin_longjmp(fibre.jump, 1);
     setcontext(&fibre.start);
@@ -125,23 +126,17 @@ void run_block() {
     std::memset(block.shared->begin(), 0xff, block.shared->bytes());
     block.unreturned = block.threads;
     block.arrived = 0;
-    for (int i = 0; i < block.threads; ++i) {
+    const int n = block.threads;
+    const int step = order == Order::kAscending ? 1 : n - 1;
+    for (int i = 0; i < n; ++i) {
         Fibre& fibre = fibres[i];
         const unsigned x = blockDim.x, y = blockDim.y, flat = static_cast<unsigned>(i);
         fibre.index = {flat % x, flat / x % y, flat / x / y};
         fibre.has_returned = false;
-        Fibre& after = fibres[(i + 1) % block.threads];
-        (order == Order::kAscending ? fibre.next : fibre.previous) = &after;
+        fibre.next = &fibres[(i + step) % n];
+        fibre.previous = &fibres[(i + n - step) % n];
     }
-    for (int i = 0; i < block.threads; ++i) {
-        Fibre& fibre = fibres[i];
-        if (order == Order::kAscending) {
-            fibre.next->previous = &fibre;
-        } else {
-            fibre.previous->next = &fibre;
-        }
-    }
-    switch_to(order == Order::kAscending ? fibres[0] : fibres[block.threads - 1]);
+    switch_to(order == Order::kAscending ? fibres[0] : fibres[n - 1]);
 }
 
 }  // namespace
