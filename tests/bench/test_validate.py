@@ -10,7 +10,7 @@ import pytest
 
 from convsmith.bench.record import Record
 from convsmith.bench.suites import CORE
-from convsmith.bench.validate import faults, required_rows
+from convsmith.bench.validate import faults, required_rows, staleness
 
 Damage = Callable[[Any], None]
 
@@ -143,3 +143,12 @@ def test_tf32_is_judged_as_tf32(record: Record) -> None:
     """Errors of the class are right where PyTorch computed exactly, on a depthwise layer say."""
     record["rows"][0]["errors"]["rand"]["rms_error"] = 3e-4
     assert faults(record) == []
+
+
+def test_a_record_of_these_kernels_is_not_stale(record: Record) -> None:
+    assert staleness(record) is None
+
+
+def test_a_stale_record_names_the_remedy(record: Record) -> None:
+    record["kernel_digest"] = "0" * 64
+    assert "run `make gpu-record`" in str(staleness(record))

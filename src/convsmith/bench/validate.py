@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 from convsmith.bench import accuracy, sanitizer
 from convsmith.bench.accuracy import MAIN, Errors
+from convsmith.bench.digest import kernel_digest
 from convsmith.bench.record import Record, Row, RowKey, key_of
 from convsmith.bench.suites import DIRECTIONS, DTYPE, PRECISIONS, SUITES, Layout
 from convsmith.planner import KERNELS, TORCH
@@ -48,6 +49,16 @@ _ERRORS: tuple[_ErrorName, ...] = (
 def faults(record: Record, suite: str = "core") -> list[str]:
     """Everything that keeps ``record`` from being a complete, right record of ``suite``."""
     return [*_faults_of_head(record), *_faults_of_evidence(record), *_faults_of_rows(record, suite)]
+
+
+def staleness(record: Record) -> str | None:
+    """Why ``record`` says nothing of the kernels as they are now, and what to do; or None."""
+    if record["kernel_digest"] == kernel_digest():
+        return None
+    return (
+        f"kernels, their launch or the planner changed after the record of {record['gpu']} was "
+        f"taken on {record['date']}: run `make gpu-record` on that GPU and commit what it writes"
+    )
 
 
 def required_rows(suite: str) -> set[RowKey]:
