@@ -39,6 +39,11 @@ def takes(device_type: str) -> bool:
     return device_type == "cuda" or is_simulating() or requested_kernel() is not None
 
 
+def switches(dtype: torch.dtype) -> object:
+    """What a launch depends on beside the call's arguments, as a hashable value."""
+    return precision_of(dtype), requested_kernel(), is_simulating()
+
+
 def forward(
     input: Tensor,
     weight: Tensor,
@@ -49,14 +54,32 @@ def forward(
     groups: int,
 ) -> Tensor:
     """y = conv2d(input, weight) + bias."""
-    launch = _launch_for(
-        Direction.FORWARD, input, weight, bias, None, stride, padding, dilation, groups
-    )
+    launch = forward_launch(input, weight, bias, stride, padding, dilation, groups)
     if launch is None:
         output = torch.ops.aten.convolution.default(
             input, weight, bias, stride, padding, dilation, False, (0, 0), groups
         )
         return _laid_out(output, input, weight)
+    return run_forward(launch, input, weight, bias)
+
+
+def forward_launch(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Launch | None:
+    """What ``forward`` launches for these tensors; None where PyTorch's own convolution runs."""
+    return _launch_for(
+        Direction.FORWARD, input, weight, bias, None, stride, padding, dilation, groups
+    )
+
+
+def run_forward(launch: Launch, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y, by the launch that ``forward_launch`` gave for tensors like these."""
     output = _result(launch.plan, input)
     launch(input, weight, None if bias is None else bias.contiguous(), output)
     return output
@@ -212,9 +235,7 @@ def _launch_for(
         padding,
         dilation,
         groups,
-        precision_of(dtype),
-        requested,
-        simulate,
+        switches(dtype),
     )
     try:
         return _launches[key]

@@ -24,6 +24,7 @@ from torch.overrides import _get_current_function_mode_stack, has_torch_function
 from torch.utils._device import DeviceContext
 
 from convsmith import execute, ops
+from convsmith.launch import Launch
 from convsmith.spec import Pair, output_extent, supported_dtypes
 
 # Taken now, so that F.conv2d may be replaced by ours.
@@ -58,6 +59,31 @@ def conv2d(
     Raises:
         RuntimeError, TypeError: what PyTorch raises for the same arguments.
     """
+    key = _key_of(input, weight, bias, stride, padding, dilation, groups)
+    verdict = _verdicts.get(key) if key is not None else None
+    if verdict is _PYTORCH:
+        return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
+    if (
+        verdict is not None
+        and _are_ints(stride, padding, dilation)
+        and _are_plain(input, weight, bias)
+        and _nothing_intervenes(input, weight, bias)
+    ):
+        return execute.run_forward(verdict, input, weight, bias)
+    return _conv2d(key, input, weight, bias, stride, padding, dilation, groups)
+
+
+def _conv2d(
+    key: object | None,
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> Tensor:
+    """``conv2d`` from first principles; what it finds out, ``key`` remembers."""
     kind = _kind_of(input, weight, bias)
     problem = _problem_of(kind, input, weight, bias, stride, padding, dilation, groups)
     if problem is None:
@@ -69,13 +95,96 @@ def conv2d(
         _warn_of_copy()
         rows, columns = missing
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
-    if kind is _Kind.PLAIN and _nothing_intervenes(input, weight, bias):
-        output = execute.forward(input, weight, bias, *geometry)
-    elif kind is _Kind.PLAIN and execute.prefers_torch(input, weight, bias, *geometry):
-        output = _torch_conv2d(input, weight, bias, *geometry)
+    if kind is _Kind.PLAIN:
+        verdict: Launch | _Pytorch | None
+        verdict = execute.forward_launch(input, weight, bias, *geometry)
+        if execute.prefers_torch(input, weight, bias, *geometry):
+            verdict = _PYTORCH
+        if key is not None and verdict is not None and batched and missing == (0, 0):
+            _remember(key, verdict)
+        if verdict is _PYTORCH:
+            output = _torch_conv2d(input, weight, bias, *geometry)
+        elif verdict is not None and _nothing_intervenes(input, weight, bias):
+            output = execute.run_forward(verdict, input, weight, bias)
+        else:
+            output = ops.conv2d(input, weight, bias, geometry)
     else:
         output = ops.conv2d(input, weight, bias, geometry)
     return output if batched else output.squeeze(0)
+
+
+# --- What is known of calls like one before. A call costs microseconds: the way through the plans
+# of every direction would double them, for small convolutions most of all.
+
+
+class _Pytorch(Enum):
+    """PyTorch's own convolution runs in every direction that the call may come to need."""
+
+    PYTORCH = "PyTorch's own"
+
+
+_PYTORCH = _Pytorch.PYTORCH
+_verdicts: dict[object, Launch | _Pytorch] = {}
+_VERDICTS_KEPT = 16384
+
+
+def _key_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: object,
+    padding: object,
+    dilation: object,
+    groups: object,
+) -> object | None:
+    """Everything a verdict depends on; None for calls that are always looked at afresh."""
+    if (
+        torch.compiler.is_compiling()
+        or type(input) is not Tensor
+        or type(weight) not in _ORDINARY_TYPES
+        or (bias is not None and type(bias) not in _ORDINARY_TYPES)
+        or input.dtype not in _DTYPES
+        or type(stride) not in _HASHABLE
+        or type(padding) not in _HASHABLE
+        or type(dilation) not in _HASHABLE
+        or type(groups) is not int
+    ):
+        return None
+    grads = torch.is_grad_enabled()
+    return (
+        input.shape,
+        input.stride(),
+        input.dtype,
+        input.device,
+        weight.shape,
+        weight.stride(),
+        weight.dtype,
+        weight.device,
+        None if bias is None else (bias.shape, bias.dtype, bias.device),
+        stride,
+        padding,
+        dilation,
+        groups,
+        grads and input.requires_grad,
+        grads and (weight.requires_grad or (bias is not None and bias.requires_grad)),
+        execute.switches(input.dtype),
+    )
+
+
+def _are_ints(*arguments: object) -> bool:
+    """Whether no float or bool, which equal ints but PyTorch refuses, hides in a tuple."""
+    return all(
+        type(number) is int
+        for argument in arguments
+        if type(argument) is tuple
+        for number in argument
+    )
+
+
+def _remember(key: object, verdict: Launch | _Pytorch) -> None:
+    if len(_verdicts) >= _VERDICTS_KEPT:
+        _verdicts.clear()
+    _verdicts[key] = verdict
 
 
 # --- Which tensors are ours.
@@ -90,6 +199,7 @@ class _Kind(Enum):
 
 
 _DTYPES = frozenset(supported_dtypes())
+_HASHABLE = frozenset({int, tuple, str})
 _ORDINARY_TYPES = frozenset({Tensor, Parameter})
 _LAYERED_TYPES = frozenset({*_ORDINARY_TYPES, FakeTensor, FunctionalTensor})
 _Key = torch._C.DispatchKey
@@ -136,7 +246,7 @@ def _kind_of(input: object, weight: object, bias: object) -> _Kind:
     if torch.compiler.is_compiling():
         exporting_to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
         return _Kind.FOREIGN if exporting_to_onnx else _layered(input, weight, bias)
-    if _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)):
+    if _are_plain(input, weight, bias):
         return _Kind.PLAIN
     return _layered(input, weight, bias)
 
@@ -153,6 +263,10 @@ def _goes_with(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> bool
         and torch.float64 not in (tensor.dtype, dtype)
         and torch.is_autocast_enabled(device.type)
     )
+
+
+def _are_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
+    return _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))
 
 
 def _is_plain(tensor: Tensor) -> bool:

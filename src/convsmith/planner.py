@@ -10,7 +10,6 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from contextvars import ContextVar
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -31,8 +30,9 @@ REQUIRED_GAIN = 1.1
 # Few, so that a simulated weight gradient is split no more than a test needs.
 _SIMULATED_MULTIPROCESSORS = 4
 
-_requested: ContextVar[str | None] = ContextVar("convsmith_requested_kernel", default=None)
-_simulating: ContextVar[bool] = ContextVar("convsmith_simulating", default=False)
+# Of the whole process, as PyTorch's switches are: autograd runs backward passes in its own threads.
+_requested: str | None = None
+_simulating = False
 
 
 @dataclass(frozen=True)
@@ -113,10 +113,12 @@ class Plan:
 
 @contextmanager
 def use_kernel(name: str) -> Iterator[None]:
-    """Makes every convolution of this thread run on one family, or fail saying why it cannot.
+    """Makes every convolution run on one family, or fail saying why it cannot.
 
     Args:
         name: ``direct``, or ``torch`` for PyTorch's own convolution.
+
+    It is a switch of the whole process, as PyTorch's own are.
 
     Raises:
         KernelUnavailableError: no such family; and, from a convolution inside the block, the
@@ -124,16 +126,17 @@ def use_kernel(name: str) -> Iterator[None]:
     """
     if name not in KERNELS:
         raise KernelUnavailableError(f"no kernel family {name!r}; there is {', '.join(KERNELS)}")
-    token = _requested.set(name)
+    global _requested
+    before, _requested = _requested, name
     try:
         yield
     finally:
-        _requested.reset(token)
+        _requested = before
 
 
 def requested_kernel() -> str | None:
     """The family that ``use_kernel`` asks for, or None."""
-    return _requested.get()
+    return _requested
 
 
 @contextmanager
@@ -142,16 +145,17 @@ def simulator() -> Iterator[None]:
 
     Slow and exact: a way to see, without a GPU, what the kernels compute. No time means anything.
     """
-    token = _simulating.set(True)
+    global _simulating
+    before, _simulating = _simulating, True
     try:
         yield
     finally:
-        _simulating.reset(token)
+        _simulating = before
 
 
 def is_simulating() -> bool:
     """Whether CPU tensors run in the simulator."""
-    return _simulating.get()
+    return _simulating
 
 
 def plan(
