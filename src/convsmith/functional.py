@@ -66,7 +66,6 @@ def conv2d(
     if (
         verdict is not None
         and _are_ints(stride, padding, dilation)
-        and _are_plain(input, weight, bias)
         and _nothing_intervenes(input, weight, bias)
     ):
         return execute.run_forward(verdict, input, weight, bias)
@@ -143,6 +142,7 @@ def _key_of(
         or type(input) is not Tensor
         or type(weight) not in _ORDINARY_TYPES
         or (bias is not None and type(bias) not in _ORDINARY_TYPES)
+        or not _are_plain(input, weight, bias)
         or input.dtype not in _DTYPES
         or type(stride) not in _HASHABLE
         or type(padding) not in _HASHABLE
