@@ -60,31 +60,12 @@ def conv2d(
         RuntimeError, TypeError: what PyTorch raises for the same arguments.
     """
     key = _key_of(input, weight, bias, stride, padding, dilation, groups)
-    verdict = _verdicts.get(key) if key is not None else None
-    if verdict is _PYTORCH:
-        return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
-    if (
-        verdict is not None
-        and _are_ints(stride, padding, dilation)
-        and _nothing_intervenes(input, weight, bias)
-    ):
-        return execute.run_forward(verdict, input, weight, bias)
-    return _conv2d(key, input, weight, bias, stride, padding, dilation, groups)
-
-
-def _conv2d(
-    key: object | None,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    stride: int | Sequence[int],
-    padding: int | Sequence[int] | str,
-    dilation: int | Sequence[int],
-    groups: int,
-) -> Tensor:
-    """``conv2d`` from first principles; what it finds out, ``key`` remembers."""
-    kind = _kind_of(input, weight, bias)
-    problem = _problem_of(kind, input, weight, bias, stride, padding, dilation, groups)
+    route = None if key is None else _routes.get(key)
+    if route is None:
+        route = _route_of(input, weight, bias, stride, padding, dilation, groups)
+        if key is not None:
+            _remember(key, route)
+    problem, launch = route
     if problem is None:
         return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
     geometry, batched, missing = problem
@@ -94,37 +75,32 @@ def _conv2d(
         _warn_of_copy()
         rows, columns = missing
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
-    if kind is _Kind.PLAIN:
-        verdict: Launch | _Pytorch | None
-        verdict = execute.forward_launch(input, weight, bias, *geometry)
-        if execute.prefers_torch(input, weight, bias, *geometry):
-            verdict = _PYTORCH
-        if key is not None and verdict is not None and batched and missing == (0, 0):
-            _remember(key, verdict)
-        if verdict is _PYTORCH:
-            output = _torch_conv2d(input, weight, bias, *geometry)
-        elif verdict is not None and _nothing_intervenes(input, weight, bias):
-            output = execute.run_forward(verdict, input, weight, bias)
-        else:
-            output = ops.conv2d(input, weight, bias, geometry)
+    if launch is not None and _nobody_looks_on():
+        output = execute.run_forward(launch, input, weight, bias)
     else:
         output = ops.conv2d(input, weight, bias, geometry)
     return output if batched else output.squeeze(0)
 
 
-# --- What is known of calls like one before. A call costs microseconds: the way through the plans
-# of every direction would double them, for small convolutions most of all.
+# --- The way of a call, and the memory of calls like one before: to look at everything afresh would
+# take longer than many a convolution.
 
 
-class _Pytorch(Enum):
-    """PyTorch's own convolution runs in every direction that the call may come to need."""
+class _Route(NamedTuple):
+    """What becomes of a call."""
 
-    PYTORCH = "PyTorch's own"
+    problem: _Problem | None  # None: it is PyTorch's.
+    launch: Launch | None  # What runs where no layer of PyTorch has anything to do.
 
 
-_PYTORCH = _Pytorch.PYTORCH
-_verdicts: dict[object, Launch | _Pytorch] = {}
-_VERDICTS_KEPT = 16384
+_routes: dict[object, _Route] = {}
+_ROUTES_KEPT = 16384
+
+
+def _remember(key: object, route: _Route) -> None:
+    if len(_routes) >= _ROUTES_KEPT:
+        _routes.clear()
+    _routes[key] = route
 
 
 def _key_of(
@@ -136,17 +112,18 @@ def _key_of(
     dilation: object,
     groups: object,
 ) -> object | None:
-    """Everything a verdict depends on; None for calls that are always looked at afresh."""
+    """Everything that a route depends on; None for calls that are always looked at afresh."""
     if (
         torch.compiler.is_compiling()
-        or type(input) is not Tensor
+        or torch._C._is_tracing()
+        or type(input) not in _ORDINARY_TYPES
         or type(weight) not in _ORDINARY_TYPES
         or (bias is not None and type(bias) not in _ORDINARY_TYPES)
-        or not _are_plain(input, weight, bias)
-        or input.dtype not in _DTYPES
-        or type(stride) not in _HASHABLE
-        or type(padding) not in _HASHABLE
-        or type(dilation) not in _HASHABLE
+        or has_torch_function_variadic(input, weight, bias)
+        or not (input.is_cuda or execute.takes(input.device.type))
+        or not (_is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)))
+        or not (_is_one_of_its_kind(stride) and _is_one_of_its_kind(dilation))
+        or not (type(padding) is str or _is_one_of_its_kind(padding))
         or type(groups) is not int
     ):
         return None
@@ -167,24 +144,38 @@ def _key_of(
         groups,
         grads and input.requires_grad,
         grads and (weight.requires_grad or (bias is not None and bias.requires_grad)),
+        torch.is_autocast_enabled(input.device.type),
         execute.switches(input.dtype),
     )
 
 
-def _are_ints(*arguments: object) -> bool:
-    """Whether no float or bool, which equal ints but PyTorch refuses, hides in a tuple."""
-    return all(
-        type(number) is int
-        for argument in arguments
-        if type(argument) is tuple
-        for number in argument
-    )
+def _is_one_of_its_kind(value: object) -> bool:
+    """Whether what equals it means the same: True and 1.0 equal 1, but PyTorch refuses them."""
+    if type(value) is tuple and len(value) == 2:
+        return type(value[0]) is int and type(value[1]) is int
+    return type(value) is int
 
 
-def _remember(key: object, verdict: Launch | _Pytorch) -> None:
-    if len(_verdicts) >= _VERDICTS_KEPT:
-        _verdicts.clear()
-    _verdicts[key] = verdict
+def _route_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int] | str,
+    dilation: int | Sequence[int],
+    groups: int,
+) -> _Route:
+    kind = _kind_of(input, weight, bias)
+    if kind is _Kind.FOREIGN or type(groups) is not int:
+        return _Route(None, None)
+    bias_shape = None if bias is None else bias.shape
+    shapes = input.shape, weight.shape, bias_shape
+    problem = _problem_of(*shapes, stride, padding, dilation, groups)
+    if problem is None or kind is _Kind.LAYERED or torch.is_autocast_enabled(input.device.type):
+        return _Route(problem, None)
+    if problem.missing != (0, 0):
+        ...
+    return _Route(problem, None)
 
 
 # --- Which tensors are ours.
