@@ -1,0 +1,202 @@
+"""Write a problem's solution: one file with its own kernels, which needs PyTorch and nothing else.
+
+    export(Path("problem.py"), Path("model_new.py"))
+
+The file is model_new.py.in with the problem's own code, the CUDA source and the planning functions
+put in. Those are the library's own, taken from where they stand, so that there is one of each.
+"""
+
+from __future__ import annotations
+
+import ast
+import inspect
+import os
+import re
+import symtable
+from collections.abc import Collection, Mapping
+from importlib import resources
+from pathlib import Path
+from string import Template
+from types import ModuleType
+from typing import Any
+
+import convsmith
+from convsmith import spec
+from convsmith.errors import ProblemError
+from convsmith.kernelbench import problem as files
+from convsmith.kernelbench import static_checker
+from convsmith.kernelbench.carry import carried
+from convsmith.kernelbench.supervise import Limits, default_memory_limit, supervise
+from convsmith.kernels import direct
+from convsmith.kernels.source import render
+
+# What the template's own code is completed with, in the order of the modules.
+_PLANNING_TYPES = {spec: ("Pair", "Shape", "Direction")}
+_PLANNING = {
+    spec: ("output_extent", "strides_like_channels_last", "follows_channels_last"),
+    direct: (
+        "TILE_COLUMNS",
+        "TILE_TERMS",
+        "TILE_ROWS",
+        "_DIRECTION",
+        "_ELEMENT",
+        "Configuration",
+        "configure",
+        "choose_tile_rows",
+        "choose_splits",
+        "choose_promote_tiles",
+        "pack_problem",
+        "problem",
+        "template_arguments",
+    ),
+}
+
+REHEARSAL_SECONDS = 120.0  # to construct Model and ModelNew
+
+
+def export(problem: Path, output: Path, *, force: bool = False) -> list[str]:
+    """Write a solution of ``problem`` whose ``ModelNew`` runs on ConvSmith's kernels.
+
+    Before it is put in its place, the file is loaded in a child process, where its ModelNew is
+    compared with the problem's Model; neither runs, and nothing is compiled.
+
+    Args:
+        problem: a file that defines Model, get_inputs and get_init_inputs.
+        output: the file to write, whole or not at all.
+        force: overwrite a file that is there.
+
+    Returns:
+        What a reader should know of the file besides, a sentence each.
+
+    Raises:
+        ProblemError: the problem file cannot be used, its Model has no nn.Conv2d, or ``output``
+            cannot be written.
+    """
+    text = exported_text(problem)
+    if output.exists():
+        if output.samefile(problem):
+            raise ProblemError(f"{output}: that is the problem file; write to another one")
+        if not force:
+            raise ProblemError(f"{output}: exists already; write to another file, or use --force")
+    unfinished = output.with_name(f".{output.stem}.{os.getpid()}.py")
+    try:
+        unfinished.write_text(text, encoding="utf-8")
+        _rehearse(problem, unfinished)
+        unfinished.replace(output)
+    except OSError as error:
+        raise ProblemError(f"{output}: cannot be written: {error.strerror}") from error
+    finally:
+        unfinished.unlink(missing_ok=True)
+    refusals = static_checker.refused(text)
+    return [f"KernelBench's static checker refuses {output}: {what}" for what in refusals]
+
+
+def exported_text(problem: Path) -> str:
+    """The text of a solution of ``problem``, of which nothing is run.
+
+    Raises:
+        ProblemError: the file cannot be read or does not parse.
+    """
+    files.parse(problem)
+    own_code = carried(files.read(problem))
+    template = Template(resources.files(__package__).joinpath("model_new.py.in").read_text())
+    code = template.safe_substitute(
+        planning_types=_definitions(_PLANNING_TYPES), planning=carried(_definitions(_PLANNING))
+    )
+    code = _with_names_of_its_own(code, own_code)
+    return Template(code).substitute(
+        marker=f"{files.EXPORT_MARKER} {convsmith.__version__}.",
+        problem_name=problem.name,
+        problem=own_code,
+        cuda=_cuda_source(),
+        binding=resources.files("convsmith.jit").joinpath("binding.cpp").read_text(),
+    )
+
+
+def _cuda_source() -> str:
+    """The kernels' text, with TEMPLATE_ARGUMENTS where a specialisation has its own."""
+    text = render(direct.NAME, "exported", ("TEMPLATE_ARGUMENTS",)).cuda
+    return text.partition("\n")[2]  # the first line speaks of this package's files
+
+
+def _definitions(names: Mapping[ModuleType, Collection[str]]) -> str:
+    """The named definitions of some modules, as they stand there."""
+    text, previous = "", None
+    for module, wanted in names.items():
+        source = inspect.getsource(module)
+        lines = source.split("\n")
+        for node in ast.parse(source).body:
+            if _name_of(node) not in wanted:
+                continue
+            decorators: list[ast.expr] = getattr(node, "decorator_list", [])
+            first = min([node.lineno, *(part.lineno for part in decorators)]) - 1
+            while lines[first - 1].startswith("#"):
+                first -= 1
+            if previous is not None:
+                values = isinstance(node, ast.Assign) and isinstance(previous, ast.Assign)
+                text += "\n" if values else "\n\n\n"
+            text += "\n".join(lines[first : node.end_lineno])
+            previous = node
+    return text
+
+
+def _name_of(node: ast.stmt) -> str | None:
+    """The name that a statement of a module defines, if it defines one."""
+    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
+        return node.targets[0].id
+    return getattr(node, "name", None)
+
+
+def _with_names_of_its_own(code: str, problem: str) -> str:
+    """``code`` with an underscore after each of its names that ``problem`` uses otherwise."""
+    ours, theirs = _bound(code), _bound(problem)
+    taken = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    if not taken:
+        return code
+    pattern = re.compile(rf"(?<![.\w$])({'|'.join(taken)})\b")
+    suffix = "_"
+    while any(name + suffix in theirs for name in taken):
+        suffix += "_"
+
+    def renamed(line: str) -> str:
+        imports = line.startswith(("import ", "from "))
+        return pattern.sub(rf"\1 as \1{suffix}" if imports else rf"\1{suffix}", line)
+
+    return "\n".join(map(renamed, code.split("\n")))
+
+
+def _bound(code: str) -> dict[str, str]:
+    """The names that a module binds, and what each one that is imported stands for."""
+    code = code.replace("$", "")  # the placeholders of a template
+    table = symtable.symtable(code, "module", "exec")
+    bound = {
+        symbol.get_name(): ""
+        for symbol in table.get_symbols()
+        if symbol.is_assigned() or symbol.is_imported()
+    }
+    for node in ast.parse(code).body:
+        if isinstance(node, ast.Import):
+            for alias in node.names:
+                top = alias.name.partition(".")[0]
+                bound[alias.asname or top] = alias.name if alias.asname else top
+        elif isinstance(node, ast.ImportFrom):
+            for alias in node.names:
+                bound[alias.asname or alias.name] = f"{node.module}.{alias.name}"
+    return bound
+
+
+def _rehearse(problem: Path, solution: Path) -> None:
+    """Load both files in a child process and compare what they define.
+
+    Raises:
+        ProblemError: what is wrong with them.
+    """
+    answer: dict[str, Any] = {}
+    seconds = REHEARSAL_SECONDS
+    limits = Limits(step=seconds, total=seconds, memory=default_memory_limit())
+    arguments = [str(problem.resolve()), str(solution.resolve())]
+    ending = supervise("convsmith.kernelbench.rehearsal", arguments, limits, answer.update)
+    if "error" in answer:
+        raise ProblemError(answer["error"])
+    if not ending.finished:
+        raise ProblemError(f"{problem}: constructing Model: {ending.words}")
