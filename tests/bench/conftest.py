@@ -10,7 +10,7 @@ import pytest
 import torch
 
 from convsmith import planner
-from convsmith.bench import ceilings, digest, measure, memory, run
+from convsmith.bench import ceilings, digest, memory, run, timing
 from convsmith.bench.record import Record, Row
 from convsmith.bench.suites import DIRECTIONS, PRECISIONS, SUITES, Layer, Layout
 from convsmith.roofline import Ceilings, floor_ms
@@ -53,7 +53,7 @@ def extra_bytes(call: Callable[[], object], device: torch.device) -> int:
 @pytest.fixture
 def bench_on_cpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     """The device of a machine whose clock, memory and ceilings are invented; suite ``tiny``."""
-    monkeypatch.setattr(measure, "CudaClock", InventedClock)
+    monkeypatch.setattr(timing, "CudaClock", InventedClock)
     monkeypatch.setattr(memory, "extra_bytes", extra_bytes)
     monkeypatch.setattr(ceilings, "measure", lambda device: RATES)
     monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "An Invented GPU")

@@ -10,14 +10,13 @@ import torch
 from torch import Tensor
 
 from convsmith import planner, roofline
-from convsmith.bench import accuracy, contestants, memory, reference
+from convsmith.bench import accuracy, contestants, memory, reference, timing
 from convsmith.bench.accuracy import MAIN, Distribution, ErrorSums
 from convsmith.bench.contestants import Convolution, Operands, Peer
 from convsmith.bench.record import Row
 from convsmith.bench.rows import Pair, enter_times, judged_row
 from convsmith.bench.suites import DTYPE, Layer, Layout
 from convsmith.bench.switches import cudnn_autotuning, precision_class
-from convsmith.bench.timing import CudaClock, alternate
 from convsmith.planner import Plan
 from convsmith.roofline import Ceilings
 from convsmith.spec import Direction, Precision
@@ -139,7 +138,7 @@ class _Measurement:
             return row
         with self._as_planned(precision):
             calls = self._calls(operands)
-            times = alternate(calls, CudaClock(self._device))
+            times = timing.alternate(calls, timing.CudaClock(self._device))
             row["extra_bytes"] = memory.extra_bytes(calls["ms"], self._device)
             row["torch_extra_bytes"] = memory.extra_bytes(calls["torch_ms"], self._device)
         enter_times(row, times)

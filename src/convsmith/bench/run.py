@@ -17,7 +17,7 @@ from convsmith.bench.contestants import Peer
 from convsmith.bench.digest import kernel_digest
 from convsmith.bench.measure import Conditions, measure
 from convsmith.bench.record import Record, Row, RowKey
-from convsmith.bench.suites import DIRECTIONS, PRECISIONS, SUITES, Layer, Layout
+from convsmith.bench.suites import DIRECTIONS, DTYPE, PRECISIONS, SUITES, Layer, Layout
 from convsmith.errors import ConvSmithError
 from convsmith.roofline import Ceilings
 from convsmith.spec import Direction, Precision
@@ -44,6 +44,7 @@ class Selection:
             raise ConvSmithError(
                 f"suite {self.suite} has no layer {', '.join(unknown)}; it has {', '.join(known)}"
             )
+        require_known(self.precisions)
 
     def groups(self) -> Iterator[tuple[Layer, Direction, Layout]]:
         """What is measured together; each in all the selection's precisions."""
@@ -66,6 +67,18 @@ class Selection:
     ) -> RowKey:
         """The key of one row."""
         return (self.suite, layer.name, direction.value, precision.value, layout.value)
+
+
+def require_known(precisions: Sequence[Precision]) -> None:
+    """Refuse a class that nothing is measured in.
+
+    Raises:
+        ConvSmithError: there is one.
+    """
+    unknown = [one.value for one in precisions if one not in DTYPE]
+    if unknown:
+        known = ", ".join(one.value for one in DTYPE)
+        raise ConvSmithError(f"nothing is measured in {', '.join(unknown)}, only in {known}")
 
 
 def require_gpu() -> torch.device:
