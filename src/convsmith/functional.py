@@ -10,7 +10,7 @@ from __future__ import annotations
 import warnings
 from collections.abc import Sequence
 from enum import Enum
-from functools import cache, lru_cache
+from functools import cache
 from typing import NamedTuple
 
 import torch
@@ -119,7 +119,8 @@ def _key_of(
         or type(input) not in _ORDINARY_TYPES
         or type(weight) not in _ORDINARY_TYPES
         or (bias is not None and type(bias) not in _ORDINARY_TYPES)
-        or has_torch_function_variadic(input, weight, bias)
+        or _is_claimed(input, weight, bias)
+        or input.dtype not in _DTYPES
         or not (input.is_cuda or execute.takes(input.device.type))
         or not (_is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)))
         or not (_is_one_of_its_kind(stride) and _is_one_of_its_kind(dilation))
@@ -166,16 +167,28 @@ def _route_of(
     groups: int,
 ) -> _Route:
     kind = _kind_of(input, weight, bias)
-    if kind is _Kind.FOREIGN or type(groups) is not int:
+    if kind is _Kind.FOREIGN:
         return _Route(None, None)
-    bias_shape = None if bias is None else bias.shape
-    shapes = input.shape, weight.shape, bias_shape
-    problem = _problem_of(*shapes, stride, padding, dilation, groups)
-    if problem is None or kind is _Kind.LAYERED or torch.is_autocast_enabled(input.device.type):
+    problem = _problem_of(input, weight, bias, stride, padding, dilation, groups)
+    if problem is None or kind is _Kind.LAYERED or problem.missing != (0, 0):
         return _Route(problem, None)
-    if problem.missing != (0, 0):
-        ...
-    return _Route(problem, None)
+    if torch.is_autocast_enabled(input.device.type):
+        return _Route(problem, None)
+    batched = input if problem.batched else input.unsqueeze(0)
+    if execute.prefers_torch(batched, weight, bias, *problem.geometry):
+        return _Route(None, None)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias):
+        return _Route(problem, None)
+    return _Route(problem, execute.forward_launch(batched, weight, bias, *problem.geometry))
+
+
+def _nobody_looks_on() -> bool:
+    """Whether no layer of PyTorch has anything to do, or to note, in a call of plain tensors."""
+    return (
+        torch._C._dispatch_tls_local_include_set().raw_repr() in _USUAL_LAYERS
+        and forward_ad._current_level < 0
+        and not torch._C._autograd._profiler_enabled()
+    )
 
 
 # --- Which tensors are ours.
@@ -190,7 +203,6 @@ class _Kind(Enum):
 
 
 _DTYPES = frozenset(supported_dtypes())
-_HASHABLE = frozenset({int, tuple, str})
 _ORDINARY_TYPES = frozenset({Tensor, Parameter})
 _LAYERED_TYPES = frozenset({*_ORDINARY_TYPES, FakeTensor, FunctionalTensor})
 _Key = torch._C.DispatchKey
@@ -229,15 +241,14 @@ def _kind_of(input: object, weight: object, bias: object) -> _Kind:
         return _Kind.FOREIGN
     if bias is not None and not (isinstance(bias, Tensor) and _goes_with(bias, device, dtype)):
         return _Kind.FOREIGN
-    claimed = has_torch_function_variadic(input, weight, bias)
-    if claimed and not _only_default_device_looks_on(input, weight, bias):
+    if _is_claimed(input, weight, bias):
         return _Kind.FOREIGN
     if torch._C._is_tracing():  # What TorchScript records has to run without ConvSmith.
         return _Kind.FOREIGN
     if torch.compiler.is_compiling():
         exporting_to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
         return _Kind.FOREIGN if exporting_to_onnx else _layered(input, weight, bias)
-    if _are_plain(input, weight, bias):
+    if _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)):
         return _Kind.PLAIN
     return _layered(input, weight, bias)
 
@@ -256,10 +267,6 @@ def _goes_with(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> bool
     )
 
 
-def _are_plain(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    return _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias))
-
-
 def _is_plain(tensor: Tensor) -> bool:
     return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
 
@@ -276,22 +283,18 @@ def _layered(*tensors: Tensor | None) -> _Kind:
     return _Kind.LAYERED
 
 
-def _only_default_device_looks_on(*tensors: Tensor | None) -> bool:
-    """Whether what claims the call is but torch.set_default_device, which never changes conv2d."""
-    return all(tensor is None or type(tensor) in _ORDINARY_TYPES for tensor in tensors) and all(
-        type(mode) is DeviceContext
+def _is_claimed(*tensors: object) -> bool:
+    """Whether a subclass or a mode with a __torch_function__ is to have the call.
+
+    torch.set_default_device is such a mode, but has nothing to do with a convolution.
+    """
+    if not has_torch_function_variadic(*tensors):
+        return False
+    return any(
+        tensor is not None and type(tensor) not in _ORDINARY_TYPES for tensor in tensors
+    ) or any(
+        type(mode) is not DeviceContext
         for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
-    )
-
-
-def _nothing_intervenes(input: Tensor, weight: Tensor, bias: Tensor | None) -> bool:
-    """Whether no layer of PyTorch has anything to do in a call with plain tensors."""
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() in _USUAL_LAYERS
-        and not torch.is_autocast_enabled(input.device.type)
-        and not (torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias))
-        and forward_ad._current_level < 0
-        and not torch._C._autograd._profiler_enabled()
     )
 
 
@@ -306,28 +309,6 @@ class _Problem(NamedTuple):
     missing: Pair  # Rows below and columns on the right that the padding lacks.
 
 
-def _problem_of(
-    kind: _Kind,
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    strides: int | Sequence[int],
-    paddings: int | Sequence[int] | str,
-    dilations: int | Sequence[int],
-    groups: int,
-) -> _Problem | None:
-    """The problem that a call describes; None where it is PyTorch's, to do or to refuse."""
-    if kind is _Kind.FOREIGN or type(groups) is not int:
-        return None
-    stride, dilation = _pair(strides), _pair(dilations)
-    padding = paddings if isinstance(paddings, str) else _pair(paddings)
-    if stride is None or padding is None or dilation is None:
-        return None
-    understand = _cached_problem if kind is _Kind.PLAIN else _problem
-    bias_shape = None if bias is None else bias.shape
-    return understand(input.shape, weight.shape, bias_shape, stride, padding, dilation, groups)
-
-
 def _pair(value: int | Sequence[int]) -> Pair | None:
     """(vertical, horizontal) of an int, or of one or two of them; None where it is none of these.
 
@@ -340,24 +321,29 @@ def _pair(value: int | Sequence[int]) -> Pair | None:
     return (rows, columns) if type(rows) is int and type(columns) is int else None
 
 
-def _problem(
-    input_shape: Sequence[int],
-    weight_shape: Sequence[int],
-    bias_shape: Sequence[int] | None,
-    stride: Pair,
-    padding: Pair | str,
-    dilation: Pair,
+def _problem_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: int | Sequence[int],
+    paddings: int | Sequence[int] | str,
+    dilations: int | Sequence[int],
     groups: int,
 ) -> _Problem | None:
-    if len(input_shape) not in (3, 4) or len(weight_shape) != 4:
+    """The problem that a call describes; None where it is PyTorch's, to do or to refuse."""
+    stride, dilation = _pair(strides), _pair(dilations)
+    padding = paddings if isinstance(paddings, str) else _pair(paddings)
+    if stride is None or padding is None or dilation is None or type(groups) is not int:
         return None
-    channels, *size = input_shape[-3:]
-    out_channels, group_channels, *kernel = weight_shape
+    if input.dim() not in (3, 4) or weight.dim() != 4:
+        return None
+    channels, *size = input.shape[-3:]
+    out_channels, group_channels, *kernel = weight.shape
     if any(value < 1 for value in (groups, channels, out_channels, *size, *kernel)):
         return None
     if channels != group_channels * groups or out_channels % groups:
         return None
-    if bias_shape is not None and tuple(bias_shape) != (out_channels,):
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != out_channels):
         return None
     if any(value < 1 for value in (*stride, *dilation)):
         return None
@@ -376,10 +362,7 @@ def _problem(
         )
         if padding[axis] < 0 or extent < 1:
             return None
-    return _Problem((stride, padding, dilation, groups), len(input_shape) == 4, missing)
-
-
-_cached_problem = lru_cache(maxsize=4096)(_problem)
+    return _Problem((stride, padding, dilation, groups), input.dim() == 4, missing)
 
 
 @cache
