@@ -7,6 +7,7 @@ import math
 import pytest
 import torch
 
+from convsmith.bench import accuracy
 from convsmith.bench.accuracy import (
     Distribution,
     Errors,
@@ -157,3 +158,15 @@ def test_poisoned_memory_is_what_the_next_output_gets() -> None:
     shape = (3, 7, 250, 250)
     poison(shape, torch.float32, device)
     assert torch.empty(shape, device=device).isnan().all()
+
+
+def test_a_large_result_is_compared_in_pieces(monkeypatch: pytest.MonkeyPatch) -> None:
+    exact = torch.randn(7, 5, dtype=torch.float64)
+    result = exact.float()
+    whole = errors_of(result, exact)
+    monkeypatch.setattr(accuracy, "PART_ELEMENTS", 10)
+    pieces = errors_of(result, exact)
+    assert pieces.rms == pytest.approx(whole.rms)
+    assert pieces.largest == whole.largest
+    result[6, 4] = math.nan
+    assert math.isnan(errors_of(result, exact).largest)

@@ -61,6 +61,22 @@ def test_what_is_there_is_not_done_again(gathered: list[str], tmp_path: Path) ->
     assert output.read_bytes() == before
 
 
+def test_a_record_of_other_kernels_is_replaced(gathered: list[str], tmp_path: Path) -> None:
+    output = tmp_path / "gpu.json"
+    gpu_record.main(["--output", str(output)])
+    stale = record.load(output)
+    stale["kernel_digest"] = "0" * 64
+    record.save(stale, output)
+    gathered.clear()
+    assert gpu_record.main(["--output", str(output)]) == gpu_record.COMPLETE
+    assert gathered == ["start-up", "sanitizer", "tests"]
+    assert len(record.load(output)["runs"]) == 1
+    # One that was asked for by name is not silently dropped.
+    record.save(stale, tmp_path / "stale.json")
+    options = ["--output", str(output), "--merge", str(tmp_path / "stale.json")]
+    assert gpu_record.main(options) == gpu_record.NOT_DONE
+
+
 def test_bad_evidence_is_gathered_again(gathered: list[str], tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
     gpu_record.main(["--output", str(output)])
@@ -71,6 +87,22 @@ def test_bad_evidence_is_gathered_again(gathered: list[str], tmp_path: Path) -> 
     gathered.clear()
     assert gpu_record.main(["--output", str(output)]) == gpu_record.COMPLETE
     assert gathered == ["sanitizer", "tests"]
+
+
+@pytest.mark.usefixtures("gathered")
+def test_a_step_that_fails_does_not_keep_the_others_from_running(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    def unsupported(script: Path) -> dict[str, int]:
+        raise ConvSmithError("compute-sanitizer gave no verdict")
+
+    monkeypatch.setattr(sanitizer, "run", unsupported)
+    output = tmp_path / "gpu.json"
+    assert gpu_record.main(["--output", str(output)]) == gpu_record.INCOMPLETE
+    written = record.load(output)
+    assert (written["tests"], len(written["rows"])) == (TESTS, 12)
+    assert "sanitizer" not in written
+    assert "gave no verdict" in capsys.readouterr().err
 
 
 def test_records_are_merged_without_a_gpu(

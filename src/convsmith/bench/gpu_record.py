@@ -75,19 +75,21 @@ def _run(options: argparse.Namespace) -> int:
         tuple(Precision(name) for name in options.precisions),
     )
     output = options.output or _default_output()
-    files = [*options.merge, *([output] if output.exists() else [])]
-    earlier = record.merge_all(map(record.load, files))
+    earlier = record.merge_all([*map(record.load, options.merge), *_continuable(output)])
     steps = [step for step in options.steps if _is_open(step, selection, earlier)]
     if steps:
         device = run.require_gpu()
         whole = run.begin(device, earlier)
         for step in steps:
             print(f"gpu-record: {step}", flush=True)
-            if step == "suite":
-                seconds = options.minutes and 60 * options.minutes - (time.monotonic() - started)
-                _measure_suite(whole, selection, device, output, seconds)
-            else:
-                _gather(step, whole)
+            seconds = options.minutes and 60 * options.minutes - (time.monotonic() - started)
+            try:
+                if step == "suite":
+                    _measure_suite(whole, selection, device, output, seconds)
+                else:
+                    _gather(step, whole)
+            except ConvSmithError as error:  # the other steps' evidence is worth having
+                print(f"gpu-record: {step}: {error}", file=sys.stderr, flush=True)
             record.save(whole, output)
     elif earlier is not None:
         whole = earlier
@@ -101,6 +103,17 @@ def _default_output() -> Path:
     """benchmarks/results/h200.json for "NVIDIA H200"."""
     name = torch.cuda.get_device_name(run.require_gpu()).removeprefix("NVIDIA ")
     return RESULTS / f"{re.sub('[^a-z0-9]+', '-', name.lower())}.json"
+
+
+def _continuable(output: Path) -> list[Record]:
+    """The record that is in ``output``, unless the kernels have changed since it was taken."""
+    if not output.exists():
+        return []
+    found = record.load(output)
+    if validate.staleness(found) is None:
+        return [found]
+    print(f"gpu-record: {output} is of other kernels and is replaced", flush=True)
+    return []
 
 
 def _is_open(step: str, selection: Selection, earlier: Record | None) -> bool:

@@ -121,7 +121,7 @@ def merge(earlier: Record, later: Record) -> Record:
         if earlier[name] != later[name]:  # type: ignore[literal-required]
             raise ConvSmithError(
                 f"cannot merge records of different {name}: "
-                f"{earlier[name]} and {later[name]}; measure again"  # type: ignore[literal-required]
+                f"{earlier[name]} and {later[name]}; measure again, into another file"  # type: ignore[literal-required]
             )
     first_run = len(earlier["runs"])
     rows = {key_of(row): row for row in earlier["rows"]}

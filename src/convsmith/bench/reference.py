@@ -49,7 +49,10 @@ def stream(spec: ConvSpec, first: Tensor, second: Tensor) -> Iterator[tuple[slic
 
 def compute(spec: ConvSpec, first: Tensor, second: Tensor) -> Tensor:
     """The float64 result of ``spec`` in one tensor; arguments as for `stream`."""
-    return torch.cat([part for _, part in stream(spec, first, second)])
+    result = torch.empty(spec.result_shape, dtype=torch.float64, device=first.device)
+    for where, part in stream(spec, first, second):
+        result[where] = part
+    return result
 
 
 def image_parts(spec: ConvSpec) -> Iterator[slice]:
