@@ -145,6 +145,6 @@ def count_weight_gradient(
         _output_padding=None,
         _groups=None,
         output_mask=(False, True, False),
-        out_shape=(None, *out_shape),
+        out_val=(None, *out_shape),
     )  # fmt: skip
     return count
