@@ -232,6 +232,8 @@ _USUAL_LAYERS = frozenset(
 
 
 def _kind_of(input: object, weight: object, bias: object) -> _Kind:
+    if _is_claimed(input, weight, bias):  # First: a mode would see every question asked below.
+        return _Kind.FOREIGN
     if not isinstance(input, Tensor) or not isinstance(weight, Tensor):
         return _Kind.FOREIGN
     device, dtype = input.device, input.dtype
@@ -240,8 +242,6 @@ def _kind_of(input: object, weight: object, bias: object) -> _Kind:
     if not _goes_with(weight, device, dtype):
         return _Kind.FOREIGN
     if bias is not None and not (isinstance(bias, Tensor) and _goes_with(bias, device, dtype)):
-        return _Kind.FOREIGN
-    if _is_claimed(input, weight, bias):
         return _Kind.FOREIGN
     if torch._C._is_tracing():  # What TorchScript records has to run without ConvSmith.
         return _Kind.FOREIGN
