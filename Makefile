@@ -33,6 +33,12 @@ format: $(VENV)/installed-dev
 	$(BIN)/ruff format .
 	$(BIN)/clang-format -i $(DEVICE_CODE)
 
+# Taken with the system's Python if its PyTorch has CUDA, else with .venv's.
+gpu-record:
+	@if $(PYTHON) -c 'import sys, torch; sys.exit(not torch.cuda.is_available())' 2> /dev/null; \
+	then python=$(PYTHON); else $(MAKE) $(VENV)/installed-dev; python=$(BIN)/python; fi; \
+	PYTHONPATH=src $$python -m convsmith.bench.gpu_record
+
 clean:
 	rm -rf $(VENV) build dist src/convsmith.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
 

@@ -142,3 +142,33 @@ def test_a_simulated_convolution_from_the_wheel(installed: Path, tmp_path: Path)
     """The kernels and the simulator's own sources are in the wheel, and are found there."""
     error = float(run([installed / "python", "-c", SIMULATED], tmp_path))
     assert error < 1e-5
+
+
+ONE_DEMONSTRATION = """
+import sys
+from convsmith import cli, demo
+demo.PROBLEMS = demo.PROBLEMS[:1]
+sys.argv = ["convsmith", "demo"]
+sys.exit(cli.main())
+"""
+
+
+def test_the_demonstration_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Export and check the first example problem, which the wheel brings along."""
+    shown = run([installed / "python", "-c", ONE_DEMONSTRATION], tmp_path)
+    assert "55_conv2d_wide_input_square_kernel_new.py" in shown
+    assert "right:" in shown
+
+
+def test_doctor_from_the_wheel(installed: Path, tmp_path: Path) -> None:
+    """Every part of the report is there; what it says depends on the machine."""
+    child = subprocess.run(
+        [installed / "python", "-m", "convsmith", "doctor"],
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        timeout=120,
+    )
+    assert child.returncode in (0, 1), child.stderr
+    for topic in ("PyTorch", "GPU", "nvcc", "C++ compiler", "kernel cache"):
+        assert topic in child.stdout

@@ -10,10 +10,11 @@ def main() -> int:
     try:
         from convsmith import cli
     except ModuleNotFoundError as error:
-        if error.name not in ("typer", "rich"):
+        package = (error.name or "").partition(".")[0]
+        if package not in ("typer", "rich"):
             raise
         print(
-            f"convsmith: the command line needs {error.name}: pip install 'convsmith[cli]'",
+            f"convsmith: the command line needs {package}: pip install 'convsmith[cli]'",
             file=sys.stderr,
         )
         return 2
