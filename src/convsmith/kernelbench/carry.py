@@ -12,7 +12,6 @@ moreover puts lines of its own before:
 from __future__ import annotations
 
 import ast
-import inspect
 from collections.abc import Iterator
 from itertools import accumulate
 from typing import NamedTuple
@@ -82,7 +81,7 @@ def _pass_statements(tree: ast.Module, text: _Text) -> Iterator[_Edit]:
 
 def _docstrings(tree: ast.Module, text: _Text) -> Iterator[_Edit]:
     for node in ast.walk(tree):
-        if not isinstance(node, _Documented) or ast.get_docstring(node) is None:
+        if not isinstance(node, _Documented) or (docstring := ast.get_docstring(node)) is None:
             continue
         statement = node.body[0]
         if node is not tree and not refused(text.of(statement)):
@@ -91,8 +90,7 @@ def _docstrings(tree: ast.Module, text: _Text) -> Iterator[_Edit]:
         if indent is None:
             yield _Edit(*text.span(statement), "...")
             continue
-        lines = inspect.cleandoc(ast.get_docstring(node) or "").split("\n")
-        comment = [f"# {line}".rstrip() for line in lines]
+        comment = [f"# {line}".rstrip() for line in docstring.splitlines()]
         if len(node.body) == 1 and node is not tree:
             comment.append("...")
         yield _Edit(*text.span(statement), f"\n{indent}".join(comment))
@@ -103,10 +101,12 @@ def _future(tree: ast.Module, text: _Text) -> Iterator[_Edit]:
     for statement in tree.body:
         if isinstance(statement, ast.ImportFrom) and statement.module == "__future__":
             quoted = quoted or any(name.name == "annotations" for name in statement.names)
-            yield _Edit(*text.span(statement), "" if text.indent(statement) == "" else "...")
+            start, end = text.span(statement)
+            has_line = text.indent(statement) is not None
+            yield _Edit(start, end + 1, "") if has_line else _Edit(start, end, "...")
     if quoted:
         for annotation in _annotations(tree):
-            yield _Edit(*text.span(annotation), repr(ast.unparse(annotation)))
+            yield _Edit(*text.span(annotation), _quoted(ast.unparse(annotation)))
 
 
 def _annotations(tree: ast.Module) -> Iterator[ast.expr]:
@@ -115,3 +115,7 @@ def _annotations(tree: ast.Module) -> Iterator[ast.expr]:
             yield node.annotation
         elif isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef)) and node.returns is not None:
             yield node.returns
+
+
+def _quoted(text: str) -> str:
+    return repr(text) if {'"', "\\"} & set(text) else f'"{text}"'

@@ -150,17 +150,18 @@ def _name_of(node: ast.stmt) -> str | None:
 def _with_names_of_its_own(code: str, problem: str) -> str:
     """``code`` with an underscore after each of its names that ``problem`` uses otherwise."""
     ours, theirs = _bound(code), _bound(problem)
-    taken = [name for name in ours if name in theirs and ours[name] != theirs[name]]
+    taken = [name for name in ours if name in theirs and not ours[name] == theirs[name] != ""]
     if not taken:
         return code
-    pattern = re.compile(rf"(?<![.\w$])({'|'.join(taken)})\b")
     suffix = "_"
     while any(name + suffix in theirs for name in taken):
         suffix += "_"
+    pattern = re.compile(rf"(as )?(?<![.\w$])({'|'.join(taken)})\b")
 
     def renamed(line: str) -> str:
-        imports = line.startswith(("import ", "from "))
-        return pattern.sub(rf"\1 as \1{suffix}" if imports else rf"\1{suffix}", line)
+        if not line.startswith(("import ", "from ")):
+            return pattern.sub(rf"\1\2{suffix}", line)
+        return pattern.sub(lambda found: f"{found[1] or f'{found[2]} as '}{found[2]}{suffix}", line)
 
     return "\n".join(map(renamed, code.split("\n")))
 

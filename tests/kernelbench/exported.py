@@ -1,0 +1,78 @@
+"""Exported files as the tests use them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from contextlib import contextmanager
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.utils import cpp_extension
+
+from convsmith.kernelbench.export import exported_text
+from convsmith.kernelbench.problem import load_module
+from convsmith.kernelbench.simulated import simulated_load_inline
+
+HERE = Path(__file__).parent
+EXAMPLES = sorted((HERE.parent.parent / "examples" / "kernelbench").glob("*.py"))
+PROBLEMS = sorted((HERE / "problems").glob("*.py"))
+
+
+def load(problem: Path, folder: Path) -> ModuleType:
+    """Export ``problem`` and run the file that comes of it."""
+    file = folder / f"exported_{problem.name}"
+    file.write_text(exported_text(problem))
+    return load_module(file, file.stem)
+
+
+class Simulation:
+    """load_inline's place, taken by the simulator's stand-in; it counts the launches."""
+
+    def __init__(self) -> None:
+        self.launches: list[str] = []
+
+    def load_inline(self, name: str, cpp_sources: Any, cuda_sources: Any, **options: Any) -> Any:
+        kernel = simulated_load_inline(name, cpp_sources, cuda_sources, **options)
+
+        class Counted:
+            @staticmethod
+            def launch(*arguments: Any) -> None:
+                self.launches.append(kernel._direction.value)
+                kernel.launch(*arguments)
+
+        return Counted
+
+
+@contextmanager
+def simulating(module: ModuleType, folder: Path, monkeypatch: Any) -> Any:
+    """Run the kernels of an exported file, loaded as ``module``, in the simulator."""
+    simulation = Simulation()
+    with monkeypatch.context() as patch:
+        patch.setattr(module, "DEVICE_TYPE", "cpu")
+        patch.setattr(cpp_extension, "load_inline", simulation.load_inline)
+        patch.setenv("TORCH_EXTENSIONS_DIR", str(folder))
+        yield simulation
+
+
+def twins(module: ModuleType, *args: Any, **kwargs: Any) -> tuple[nn.Module, nn.Module]:
+    """(Model, ModelNew) of the same weights: each is drawn from the same seed."""
+    models = []
+    for cls in (module.Model, module.ModelNew):
+        torch.manual_seed(0)
+        models.append(cls(*args, **kwargs))
+    return models[0], models[1]
+
+
+def step(model: nn.Module, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor] | None = None):
+    """The output, and the gradients of the input and of the parameters, for a random upstream."""
+    x = x.detach().clone(memory_format=torch.preserve_format).requires_grad_()
+    output = call(model, x) if call else model(x)
+    generator = torch.Generator().manual_seed(1)
+    upstream = torch.randn(output.shape, generator=generator, dtype=torch.float64)
+    names = [name for name, _ in model.named_parameters()]
+    wanted = [x, *model.parameters()]
+    grads = torch.autograd.grad(output, wanted, upstream.to(output))
+    return {"output": output.detach(), "x": grads[0], **dict(zip(names, grads[1:], strict=True))}
