@@ -21,7 +21,6 @@ from torch.autograd import forward_ad
 from torch.jit._builtins import _register_builtin
 from torch.nn import Parameter
 from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
-from torch.utils._device import DeviceContext
 
 from convsmith import execute, ops
 from convsmith.launch import Launch
@@ -72,7 +71,8 @@ def conv2d(
     if not batched:
         input = input.unsqueeze(0)
     if missing != (0, 0):
-        _warn_of_copy()
+        if not torch.compiler.is_compiling():
+            _warn_of_copy()
         rows, columns = missing
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
     if launch is not None and _nobody_looks_on():
@@ -243,11 +243,12 @@ def _kind_of(input: object, weight: object, bias: object) -> _Kind:
         return _Kind.FOREIGN
     if bias is not None and not (isinstance(bias, Tensor) and _goes_with(bias, device, dtype)):
         return _Kind.FOREIGN
-    if torch._C._is_tracing():  # What TorchScript records has to run without ConvSmith.
-        return _Kind.FOREIGN
+    # What TorchScript records and what goes into an ONNX file has to run without ConvSmith.
     if torch.compiler.is_compiling():
         exporting_to_onnx = torch.compiler.is_exporting() and torch.onnx.is_in_onnx_export()
         return _Kind.FOREIGN if exporting_to_onnx else _layered(input, weight, bias)
+    if torch._C._is_tracing():
+        return _Kind.FOREIGN
     if _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)):
         return _Kind.PLAIN
     return _layered(input, weight, bias)
@@ -283,17 +284,26 @@ def _layered(*tensors: Tensor | None) -> _Kind:
     return _Kind.LAYERED
 
 
-def _is_claimed(*tensors: object) -> bool:
-    """Whether a subclass or a mode with a __torch_function__ is to have the call.
+# Modes of PyTorch's own that look at every call and let a convolution pass: the default device
+# (torch.set_default_device), and what make_fx and torch.export note beside their graphs.
+_PASSIVE_MODES = frozenset(
+    {
+        "torch.utils._device",
+        "torch.fx.experimental.proxy_tensor",
+        "torch._export.non_strict_utils",
+        "torch.export._safeguard",
+    }
+)
 
-    torch.set_default_device is such a mode, but has nothing to do with a convolution.
-    """
+
+def _is_claimed(*tensors: object) -> bool:
+    """Whether a subclass or a mode with a __torch_function__ is to have the call."""
     if not has_torch_function_variadic(*tensors):
         return False
     return any(
-        tensor is not None and type(tensor) not in _ORDINARY_TYPES for tensor in tensors
+        tensor is not None and type(tensor) not in _LAYERED_TYPES for tensor in tensors
     ) or any(
-        type(mode) is not DeviceContext
+        type(mode).__module__ not in _PASSIVE_MODES
         for mode in _get_current_function_mode_stack()  # type: ignore[no-untyped-call]
     )
 

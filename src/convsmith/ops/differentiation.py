@@ -139,6 +139,12 @@ class _Convolution(_SingleLevelFunction):
             return tangent, bias_grad_tangent
 
 
+    @staticmethod
+    def _compiled_autograd_key(ctx: Any) -> tuple[int]:
+        """What torch.autograd.Function has for tracing the backward pass."""
+        return (ctx._autograd_function_id,)
+
+
 def _primal(tensor: Tensor | None) -> Any:
     """The tensor without its tangent."""
     if tensor is None:
