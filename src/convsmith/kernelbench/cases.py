@@ -31,7 +31,7 @@ class Template:
 
     @classmethod
     def of(cls, value: Any) -> Template:
-        """The template of one argument, which may be a fake tensor."""
+        """The template of one argument, which may be a tensor without contents."""
         if isinstance(value, Tensor):
             return cls(tuple(value.shape), value.dtype)
         return cls(None, None, value)

@@ -91,17 +91,23 @@ def main() -> None:
     def send(message: dict[str, Any]) -> None:
         os.write(descriptor, json.dumps(message).encode() + b"\n")
 
-    with suppress(_Stop):
-        run(request, send)
+    run(request, send)
     send({"done": True})
     sys.stdout.flush()
     os._exit(0)
 
 
 def run(request: Request, send: Send) -> None:
-    """Load both files and run the trials."""
+    """Load both files and run the trials, as far as they can be run."""
+    with suppress(_Stop):
+        _run(request, send)
+
+
+def _run(request: Request, send: Send) -> None:
     device = torch.device(request.device)
     words = torch.cuda.get_device_name(device) if device.type == "cuda" else request.device
+    if device.type == "cpu":
+        torch.set_num_threads(1)  # more threads cost more than they bring where all is small
     send({"device": "the simulator" if request.simulate else words})
     subject = _subject(request, device, send)
     _builds(subject, send)

@@ -66,6 +66,10 @@ class Exactly(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.rounding: Rounding = rounding or (lambda tensor: tensor)
         self.terms = 0
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in this mode, and importing Dynamo takes a second
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -96,6 +96,10 @@ class GuardedAllocations(TorchDispatchMode):  # type: ignore[no-untyped-call]
         self.device = device
         self.blocks: list[Block] = []
 
+    @classmethod
+    def _should_skip_dynamo(cls) -> bool:
+        return False  # nothing is compiled in this mode, and importing Dynamo takes a second
+
     def __torch_dispatch__(
         self,
         func: Any,

@@ -49,7 +49,7 @@ class Errors:
     typical: float
 
     def __str__(self) -> str:
-        return f"rms {self.rms:.1e}, largest {self.largest:.1e}"
+        return f"rms {self.rms:.1e}, max {self.largest:.1e}"
 
     def within(self, limit: Errors) -> bool:
         """Whether each error is at most the limit's."""
@@ -113,13 +113,16 @@ def judge(name: str, result: Tensor, expectation: Expectation) -> Finding:
     their_errors = errors(pytorch, exact, counted)
     our_errors = errors(result, exact, counted)
     limit = _limit(their_errors, expectation, counted)
+    if their_errors.rms > 1 and our_errors.within(limit):
+        noise = "rounding noise, like PyTorch's: the exact result cancels to nothing"
+        return Finding(Verdict.RIGHT, noise, "so")
     measured = {
         "rms_error": our_errors.rms,
         "max_error": our_errors.largest,
         "torch_rms_error": their_errors.rms,
         "torch_max_error": their_errors.largest,
     }
-    expected = f"errors: {limit} at most"
+    expected = f"errors up to {limit}"
     came = f"{our_errors} (PyTorch: {their_errors})"
     if our_errors.within(limit):
         return Finding(Verdict.RIGHT, expected, came, measured)

@@ -151,7 +151,7 @@ def load_module(path: Path, name: str) -> ModuleType:
 def describe(error: BaseException) -> str:
     """One line about an exception: its type and the first line of its message, shortened."""
     if isinstance(error, SystemExit):
-        return f"it called sys.exit({'' if error.code is None else repr(error.code)})"
+        return f"SystemExit({error.code!r}): it called sys.exit"
     try:
         lines = str(error).strip().splitlines()
     except Exception:

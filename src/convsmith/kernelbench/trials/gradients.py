@@ -10,10 +10,9 @@ import torch
 from torch import nn
 
 from convsmith.kernelbench.cases import Layout
-from convsmith.kernelbench.problem import describe
-from convsmith.kernelbench.report import Row
-from convsmith.kernelbench.trials.comparing import rows_of_case, up_to_first_wrong
-from convsmith.kernelbench.trials.subject import NotApplicableError, Subject
+from convsmith.kernelbench.report import Row, Verdict
+from convsmith.kernelbench.trials.comparing import compare, row_of, rows_of_case, up_to_first_wrong
+from convsmith.kernelbench.trials.subject import Subject
 from convsmith.kernelbench.trials.uses import (
     Named,
     Upstream,
@@ -32,19 +31,18 @@ DROPOUT_SEED = 5
 
 def each_gradient(subject: Subject, test: str) -> Iterator[Row]:
     """A row for the gradient of each input and parameter, from a random upstream gradient."""
-    pair = subject.pair()
+    pair, case = subject.pair(), subject.case()
     step = training_step(pair.names)
-    try:
-        found = step(pair.model, subject.case().inputs())
-    except Exception as error:
-        raise NotApplicableError(f"Model itself raised {describe(error)}") from error
-    names = [name for name in found if name.startswith("gradient")]
-    for name in names[:MOST_ROWS]:
-        yield from rows_of_case(subject, name, pair, _only([name], step), subject.case)
-    if len(names) > MOST_ROWS:
-        rest = names[MOST_ROWS:]
-        title = f"the other {len(rest)} gradients"
-        yield from rows_of_case(subject, title, pair, _only(rest, step), subject.case)
+    findings = compare(subject, pair, case, step)
+    names = [name for name in findings if name.startswith("gradient")]
+    groups = {name: [name] for name in names[:MOST_ROWS]}
+    if rest := names[MOST_ROWS:]:
+        groups[f"the other {len(rest)} gradients"] = rest
+    for title, members in groups.items():
+        row = row_of(title, {name: findings[name] for name in members}, str(case))
+        yield row
+        if row.verdict is Verdict.WRONG:  # again, for the smallest input
+            yield from rows_of_case(subject, title, pair, _only(members, step), subject.case)
 
 
 def _only(names: list[str], step: Use) -> Use:
@@ -58,12 +56,13 @@ def _only(names: list[str], step: Use) -> Use:
 
 
 def input_layouts(subject: Subject, test: str) -> Iterator[Row]:
-    """Gradients of inputs that lie in memory in each way."""
+    """Gradients of inputs that lie in memory in other ways than usual."""
     pair = subject.pair()
     step = training_step(pair.names)
     yield from up_to_first_wrong(
         rows_of_case(subject, test, pair, step, partial(subject.case, layout=layout))
         for layout in Layout
+        if layout is not Layout.CONTIGUOUS
     )
 
 

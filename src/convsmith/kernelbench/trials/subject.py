@@ -12,7 +12,6 @@ from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
-from torch._subclasses.fake_tensor import FakeTensorMode
 
 from convsmith.errors import ProblemError
 from convsmith.kernelbench.cases import Case, Layout, Shape, Template, Values, make_case
@@ -113,7 +112,7 @@ class Subject:
         self.simulated = simulated
         self.announce = announce
         self.init_inputs = problem.init_inputs()
-        self.templates = [Template.of(value) for value in _fake_inputs(problem)]
+        self.templates = [Template.of(value) for value in _empty_inputs(problem)]
         shapes = [template.shape for template in self.templates if template.shape is not None]
         self.main_shape = max(shapes, key=len)
         try:
@@ -290,10 +289,10 @@ def equalise(model: nn.Module, solution: nn.Module) -> bool:
     return True
 
 
-def _fake_inputs(problem: Problem) -> list[Any]:
+def _empty_inputs(problem: Problem) -> list[Any]:
     """The problem's inputs without their contents, however large they are."""
     try:
-        with FakeTensorMode():
+        with torch.device("meta"):
             return problem.inputs()
     except ProblemError:  # it looks at contents
         return problem.inputs()
