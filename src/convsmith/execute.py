@@ -22,8 +22,8 @@ from convsmith.spec import (
     ConvSpec,
     Direction,
     Pair,
+    float32_switch,
     follows_channels_last,
-    precision_of,
     supported_dtypes,
 )
 
@@ -39,9 +39,9 @@ def takes(device_type: str) -> bool:
     return device_type == "cuda" or is_simulating() or requested_kernel() is not None
 
 
-def switches(dtype: torch.dtype) -> object:
+def switches() -> object:
     """What a launch depends on beside the call's arguments, as a hashable value."""
-    return precision_of(dtype), requested_kernel(), is_simulating()
+    return float32_switch(), requested_kernel(), is_simulating()
 
 
 def forward(
@@ -235,7 +235,7 @@ def _launch_for(
         padding,
         dilation,
         groups,
-        switches(dtype),
+        switches(),
     )
     try:
         return _launches[key]

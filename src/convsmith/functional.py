@@ -145,8 +145,8 @@ def _key_of(
         groups,
         grads and input.requires_grad,
         grads and (weight.requires_grad or (bias is not None and bias.requires_grad)),
-        torch.is_autocast_enabled(input.device.type),
-        execute.switches(input.dtype),
+        torch._C._is_any_autocast_enabled(),
+        execute.switches(),
     )
 
 

@@ -43,6 +43,7 @@ _PRECISION_OF_DTYPE = {
 
 # What torch.backends.cudnn.conv.fp32_precision (torch >= 2.9) reads, at a seventh of its cost.
 _read_precision = getattr(torch._C, "_get_fp32_precision_getter", None)
+_TF32_ALLOWED = ("tf32", True)
 
 
 def precision_of(dtype: torch.dtype) -> Precision:
@@ -54,11 +55,15 @@ def precision_of(dtype: torch.dtype) -> Precision:
     """
     if dtype is not torch.float32:
         return _PRECISION_OF_DTYPE[dtype]
+    return Precision.TF32 if float32_switch() in _TF32_ALLOWED else Precision.FLOAT32
+
+
+def float32_switch() -> str | bool:
+    """PyTorch's switch of float32 convolutions as it stands, in whichever form this PyTorch has."""
     if _read_precision is not None:
-        allowed = _read_precision("cuda", "conv") == "tf32"
-    else:
-        allowed = torch.backends.cudnn.allow_tf32
-    return Precision.TF32 if allowed else Precision.FLOAT32
+        switch: str = _read_precision("cuda", "conv")
+        return switch
+    return torch.backends.cudnn.allow_tf32
 
 
 def supported_dtypes() -> tuple[torch.dtype, ...]:
