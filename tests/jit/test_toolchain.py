@@ -92,6 +92,8 @@ def test_a_toolkit_that_pip_installed_is_found(
     write_nvcc(tmp_path / "old", "12.0")
     monkeypatch.setenv("PATH", f"{tools}:{tmp_path / 'old' / 'bin'}")
     home = write_nvcc(tmp_path / "site-packages" / "nvidia" / "cu13")
+    # Some of NVIDIA's packages bring this file; then Python looks for no other folder "nvidia".
+    (home.parent / "__init__.py").touch()
     monkeypatch.setitem(sys.modules, "nvidia", None)
     monkeypatch.delitem(sys.modules, "nvidia")
     monkeypatch.syspath_prepend(tmp_path / "site-packages")
