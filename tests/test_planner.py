@@ -88,7 +88,7 @@ def spec(
 @pytest.mark.parametrize(
     ("wanted", "kernel"),
     [
-        pytest.param(spec((8, 64, 512, 256), 128, (5, 7)), "direct", id="large-filter"),
+        pytest.param(spec((8, 32, 512, 512), 64, (5, 9)), "direct", id="large-filter"),
         pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
         pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "torch", id="winograd"),
         pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "torch", id="pointwise"),
@@ -118,7 +118,7 @@ def test_choice(wanted: ConvSpec, kernel: str) -> None:
 
 @pytest.mark.usefixtures("capability")
 def test_a_plan_tells_why() -> None:
-    plan = planner.plan_for(spec((8, 64, 512, 256), 128, (5, 7)), H200)
+    plan = planner.plan_for(spec((8, 32, 512, 512), 64, (5, 9)), H200)
     text = str(plan)
     for part in ("NVIDIA H200", "floor", "runs direct", "torch", "blocks", "cuDNN", "tile_rows=64"):
         assert part in text

@@ -294,13 +294,8 @@ def _torch_candidate(spec: ConvSpec, ceilings: Ceilings) -> Candidate:
             TORCH, max(traffic_ms, giga_operations / rate), "float64 on tensor cores, at their rate"
         )
     if spec.precision is not Precision.FLOAT32:
-        conversions = 0.0 if spec.is_channels_last else 2.5 * traffic_ms
         tensor_ms = giga_operations / (0.85 * ceilings.tf32_TFLOPs)
-        return Candidate(
-            TORCH,
-            max(traffic_ms, tensor_ms) + conversions,
-            "cuDNN on tensor cores, and its layout conversions",
-        )
+        return Candidate(TORCH, max(traffic_ms, tensor_ms), "cuDNN on tensor cores")
     share, algorithm = _cudnn_float32_share(spec)
     compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
     return Candidate(TORCH, max(traffic_ms, compute_ms), f"cuDNN, {algorithm}")
@@ -319,11 +314,11 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
         return share[spec.direction], "Winograd, FFT or implicit product"
     if taps <= 9:
         return 0.66, "implicit product, strided or dilated"
+    filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels
     if spec.direction is Direction.FORWARD:
-        return 0.46, "implicit product of more than nine taps"
+        return 0.72 * filled, "implicit product of more than nine taps"
     if spec.direction is Direction.GRAD_INPUT:
         if spec.stride == (1, 1) and not plain:
             return 0.4, "implicit product, dilated"
         return 1.65, "FFT or implicit product"
-    filled = max(0.66, min(1.0, spec.out_channels / 128))
-    return 0.63 * filled, "implicit product, tiles of 128 output channels"
+    return 0.63 * filled, "implicit product of more than nine taps"

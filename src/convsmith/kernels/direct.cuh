@@ -13,8 +13,8 @@
 //
 // A block of 128 threads computes kTileM x 128 outputs of one group, eight terms at a time, through
 // two shared-memory stages; each thread keeps kTileM / 8 x 8 sums in registers. Sums are two-level:
-// every `promote_tiles` stages the registers are added to a second set in shared memory, which
-// keeps the error of long sums below that of one chain of additions.
+// every `promote_tiles` stages the registers are added to a second set in shared memory, and what
+// that addition rounds away is kept, so that a sum of any length errs like one of that many stages.
 #pragma once
 
 #include <climits>
@@ -214,13 +214,17 @@ struct RegisterTile {
         }
     }
 
-    // Adds the sums to the second set and starts them afresh.
+    // Adds the sums to the second set. What rounding loses of each addition starts the next sum, so
+    // that the length of the second chain costs no accuracy (Dekker's Fast2Sum).
     __device__ __forceinline__ void promote(Accumulator (*promoted)[kThreads], bool first) {
 #pragma unroll
         for (int i = 0; i < kThreadM * kThreadN; ++i) {
             Accumulator& sum = sums[i / kThreadN][i % kThreadN];
-            promoted[i][threadIdx.x] = first ? sum : promoted[i][threadIdx.x] + sum;
-            sum = 0;
+            const Accumulator before = first ? 0 : promoted[i][threadIdx.x];
+            const Accumulator after = before + sum;
+            const Accumulator lost = sum - (after - before);
+            promoted[i][threadIdx.x] = after;
+            sum = lost - lost == 0 ? lost : 0;  // of an infinite sum nothing sensible is lost
         }
     }
 

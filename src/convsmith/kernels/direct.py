@@ -115,21 +115,19 @@ def specialisations() -> list[KernelSource]:
 def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -> int:
     """Into how many parts a weight gradient's terms are cut.
 
-    Enough for six blocks a multiprocessor and for parts of at most 32768 terms, which keeps
-    rounding down; but parts of at least 512 terms, and at most 16 million partial sums in all.
+    Enough for six blocks a multiprocessor; but parts of at least 512 terms, and at most 16 million
+    partial sums in all.
     """
-    wanted = max(-(-6 * multiprocessors // max(blocks, 1)), -(-terms // 32768))
+    wanted = -(-6 * multiprocessors // max(blocks, 1))
     return max(1, min(wanted, terms // 512, 2**24 // max(outputs, 1)))
 
 
 def choose_promote_tiles(terms: int) -> int:
-    """Stages between promotions: near the square root of ``terms``, where the error is least.
+    """Stages between promotions: few, for accuracy, but no more often than a few percent of time.
 
-    But not so few that promoting costs more than a few percent, except in sums too short to matter.
+    The rounding error of a sum grows with the square root of the terms between two promotions.
     """
-    if terms <= 64:
-        return 2
-    return max(4, min(32, round(math.sqrt(terms) / TILE_TERMS)))
+    return max(2, min(16, round(math.sqrt(terms) / 4)))
 
 
 def predicted_ms(
