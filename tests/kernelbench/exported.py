@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from contextlib import contextmanager
 from pathlib import Path
@@ -76,3 +77,28 @@ def step(model: nn.Module, x: Tensor, call: Callable[[nn.Module, Tensor], Tensor
     wanted = [x, *model.parameters()]
     grads = torch.autograd.grad(output, wanted, upstream.to(output))
     return {"output": output.detach(), "x": grads[0], **dict(zip(names, grads[1:], strict=True))}
+
+
+def small_input(model: nn.Module) -> Tensor:
+    """Two small images with the channels of the first convolution, of a few pixels of output."""
+    conv = next(layer for layer in model.modules() if isinstance(layer, nn.Conv2d))
+    reach = zip(conv.kernel_size, conv.dilation, conv.padding, (2, 3), strict=True)
+    size = [max(1, (taps - 1) * apart - 2 * padding + more) for taps, apart, padding, more in reach]
+    return torch.randn(2, conv.in_channels, *size, device=conv.weight.device)
+
+
+def assert_close(ours: Tensor, exact: Tensor, unit: float = 2**-24) -> None:
+    """A few roundings of the largest element; shape, dtype and layout are for the caller."""
+    error = (ours.double() - exact.double()).abs().max()
+    assert error <= 32 * unit * exact.abs().max(), f"{error} of {exact.abs().max()}"
+
+
+def assert_same_step(model: nn.Module, new: nn.Module, x: Tensor, unit: float = 2**-24) -> None:
+    """Results and gradients of ModelNew next to Model's in float64, and laid out as Model's."""
+    exact = step(copy.deepcopy(model).double(), x.double())
+    theirs, ours = step(model, x), step(new, x)
+    assert theirs.keys() == ours.keys()
+    for name, result in ours.items():
+        assert result.dtype == theirs[name].dtype
+        assert_close(result, exact[name], unit)
+    assert ours["output"].stride() == theirs["output"].stride()

@@ -110,7 +110,7 @@ def test_a_file_that_is_no_python_is_refused_unrun(
         (FUNCTIONS, "defines no Model"),
         ("import torch\nModel = torch.nn.Conv2d", "defines no get_inputs"),
         ("1 / 0", "raised ZeroDivisionError"),
-        ("raise SystemExit(3)", r"called sys.exit\(3\)"),
+        ("raise SystemExit(3)", r"SystemExit|sys\.exit"),
         ("import torch\nModel = torch.nn.Conv2d\n" + FUNCTIONS, r"Conv2d\(\[\]\) raised TypeError"),
         (NO_CONVOLUTION, "Model has no nn.Conv2d"),
     ],

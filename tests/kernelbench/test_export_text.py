@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -96,6 +97,23 @@ def test_a_solution_has_to_have_a_kernel() -> None:
     assert len(static_checker.missing("# __global__ load_inline threadIdx.x")) == 3
     kernel = "load_inline('__global__ void f() { threadIdx.x; }')"
     assert static_checker.missing(kernel) == []
+
+
+# What the checker warns of, where it is not the problem's own.
+WARNINGS = {
+    "a layer": r"torch\.nn\.(?!(Module|[pP]arameter|ParameterList|ParameterDict|init)\b)",
+    "a function": r"\bnn\.functional\.\w|\bF\.(conv|linear|relu|batch_norm|dropout|\w+_pool)",
+    "an operation": r"\btorch\.(conv\w*|matmul|mm|bmm|einsum|relu|clamp|linear)\b",
+    "a stream": r"cuda\.Stream\s*\(|with\s+torch\.cuda\.stream|\.(wait|record)_stream\s*\(",
+    "float16": r"__float2half(_rn)?\s*\(|\.half\s*\(|\.to\(\s*torch\.(float16|half)\b",
+}
+
+
+def test_kernelbench_warns_of_a_conversion_to_float16_and_nothing_else() -> None:
+    layer = next(problem for problem in PROBLEMS if problem.stem == "layer")
+    own = exported_text(layer).replace(carried(layer.read_text()), "")
+    code = static_checker._without_comments(own)
+    assert [name for name, pattern in WARNINGS.items() if re.search(pattern, code)] == ["float16"]
 
 
 class Meaning(ast.NodeTransformer):

@@ -23,6 +23,9 @@ from convsmith.errors import ProblemError
 # A line of every file that `convsmith export` writes: its kernels can run in the simulator.
 EXPORT_MARKER = "# Exported by ConvSmith"
 
+# How load_inline begins its message about a failed compilation.
+BUILD_FAILED = "Error building extension"
+
 LARGEST_FILE = 16 * 2**20  # bytes; a source file larger than this is a mistake
 
 
@@ -149,14 +152,22 @@ def load_module(path: Path, name: str) -> ModuleType:
 
 
 def describe(error: BaseException) -> str:
-    """One line about an exception: its type and the first line of its message, shortened."""
+    """One line about an exception: its type and the first line of its message, shortened.
+
+    Of a failed compilation also the compiler's first error.
+    """
     if isinstance(error, SystemExit):
         return f"SystemExit({error.code!r}): it called sys.exit"
     try:
         lines = str(error).strip().splitlines()
     except Exception:
         lines = ["(its message cannot be printed)"]
-    return f"{type(error).__name__}: {lines[0][:300]}" if lines else type(error).__name__
+    if not lines:
+        return type(error).__name__
+    shown = lines[:1]
+    if BUILD_FAILED in lines[0]:  # what the compiler said is further down
+        shown += [line.strip() for line in lines[1:] if "error:" in line][:1]
+    return f"{type(error).__name__}: {'; '.join(shown)[:400]}"
 
 
 @contextmanager

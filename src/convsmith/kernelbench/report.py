@@ -99,7 +99,7 @@ class Report:
         counted = [row for row in self.rows if not row.beside]
         if self.verdict is Verdict.RIGHT:
             right = [row for row in counted if row.verdict is Verdict.RIGHT]
-            return f"right: {len(right)} tests on {self.device}"
+            return f"right: {len(right)} test{'s' * (len(right) > 1)} on {self.device}"
         deciding = [row for row in counted if row.verdict is self.verdict]
         if not deciding:
             return "could not tell: no test applied"

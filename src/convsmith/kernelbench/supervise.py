@@ -101,7 +101,9 @@ def default_memory_limit() -> int:
     group = Path("/sys/fs/cgroup")
     with suppress(OSError, ValueError):  # "max" where there is no limit
         limit = int((group / "memory.max").read_text())
-        free.append(limit - int((group / "memory.current").read_text()))
+        taken = int((group / "memory.current").read_text())
+        # Cached files count as taken there, and are given up for whoever needs memory.
+        free.append(limit - taken + _field(group / "memory.stat", "file"))
     return int(min(free) * SHARE_OF_MEMORY)
 
 
@@ -164,9 +166,8 @@ class _Watch:
     def _read_messages(self, data: bytes) -> None:
         *lines, self.partial = (self.partial + data).split(b"\n")
         for line in lines:
-            try:
-                message = json.loads(line)
-            except ValueError:  # the solution wrote to a descriptor that is not its own
+            message = _message(line)
+            if message is None:  # the solution wrote to a descriptor that is not its own
                 continue
             self.finished = self.finished or "done" in message
             self.receive(message)
@@ -196,12 +197,30 @@ class _Watch:
         return f"{words}; last printed: {lines[-1][:200]}" if lines else words
 
 
+def _message(line: bytes) -> Message | None:
+    """The message of a line, or None if it is none."""
+    try:
+        message = json.loads(line)
+    except ValueError:
+        return None
+    return message if isinstance(message, dict) else None
+
+
 def _environment() -> dict[str, str]:
-    """This process's, with this very package first on the path, whatever the working folder."""
+    """This process's, with this very package and this Python's programs found first.
+
+    A program such as ninja lies beside Python, where PATH leads only if the virtual environment was
+    activated.
+    """
     inherited = os.environ.get("PYTHONPATH", "").split(os.pathsep)
     package = str(Path(__file__).resolve().parents[2])
     paths = [package, *(os.path.abspath(path) for path in inherited if path)]
-    return {**os.environ, "PYTHONPATH": os.pathsep.join(paths)}
+    programs = [os.path.dirname(sys.executable), os.environ.get("PATH", os.defpath)]
+    return {
+        **os.environ,
+        "PYTHONPATH": os.pathsep.join(paths),
+        "PATH": os.pathsep.join(programs),
+    }
 
 
 def _end_session(process: subprocess.Popen[bytes]) -> None:

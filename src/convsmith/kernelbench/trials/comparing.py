@@ -27,7 +27,6 @@ from convsmith.kernelbench.trials.subject import (
 )
 from convsmith.kernelbench.trials.uses import Named, Use, is_floating
 
-SHRINK_SECONDS = 20.0
 SHRINK_TRIES = 24  # sizes tried along each axis
 
 
@@ -140,7 +139,9 @@ def rows_of_case(
     first = row(sizes or subject.sizes)
     yield first
     if first.verdict is Verdict.WRONG:
-        yield _smallest(first, row, sizes or subject.sizes)
+        started = time.monotonic()
+        yield _smallest(first, row, sizes or subject.sizes, started + subject.seconds_to_shrink)
+        subject.seconds_to_shrink -= time.monotonic() - started
 
 
 def up_to_first_wrong(attempts: Iterable[Iterator[Row]]) -> Iterator[Row]:
@@ -152,9 +153,8 @@ def up_to_first_wrong(attempts: Iterable[Iterator[Row]]) -> Iterator[Row]:
             return
 
 
-def _smallest(found: Row, row: Callable[[Sizes], Row], sizes: Sizes) -> Row:
-    """The wrong row of the smallest sizes that show it, trying for a limited time."""
-    until = time.monotonic() + SHRINK_SECONDS
+def _smallest(found: Row, row: Callable[[Sizes], Row], sizes: Sizes, until: float) -> Row:
+    """The wrong row of the smallest sizes that show it, tried until a time."""
     for axis in ("batch", "height", "width"):
         largest = getattr(sizes, axis)
         for size in range(1, min(largest, SHRINK_TRIES)):

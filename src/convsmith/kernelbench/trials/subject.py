@@ -27,6 +27,7 @@ INPUT_SEED = 1
 HEIGHTS = (12, 16, 24, 32, 48, 64, 96, 128, 192, 256)
 SIMULATED_HEIGHTS = (4, 6, 8, *HEIGHTS)  # the simulator is slow
 WIDER = 5
+SECONDS_TO_SHRINK = 60.0
 
 
 class SolutionError(Exception):
@@ -91,6 +92,10 @@ class Subject:
         simulated: kernels run in the simulator, so sizes are as small as can be.
         announce: told the line of each input before the solution gets it.
 
+    Attributes:
+        sizes: the usual small sizes of a case.
+        seconds_to_shrink: the time left for finding smallest inputs, of all tests together.
+
     Raises:
         ProblemError: the problem's own arguments or Model do not work.
     """
@@ -111,6 +116,7 @@ class Subject:
         self.device = device
         self.simulated = simulated
         self.announce = announce
+        self.seconds_to_shrink = SECONDS_TO_SHRINK
         self.init_inputs = problem.init_inputs()
         self.templates = [Template.of(value) for value in _empty_inputs(problem)]
         shapes = [template.shape for template in self.templates if template.shape is not None]

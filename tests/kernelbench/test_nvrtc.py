@@ -1,0 +1,102 @@
+"""The device code of exported files compiles with CUDA 12.1, the oldest that they promise to take.
+
+NVRTC 12.1 is the compiler of that release as a library, which needs neither nvcc nor a GPU. It has
+no host compiler beside it: what little of the standard library and of the CUDA runtime the host
+part of the source names is declared here, and -default-device makes it compile that part too.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import importlib.util
+from pathlib import Path
+
+import pytest
+import torch
+from exported import PROBLEMS, load
+
+from convsmith.kernels import direct
+from convsmith.spec import Direction, supported_dtypes
+
+HEADERS = {
+    "climits": "#define INT_MIN (-2147483647 - 1)\n",
+    "cstddef": "namespace std { using size_t = decltype(sizeof 0); }\n",
+    "cstdint": """
+        namespace std {
+        using int64_t = long;
+        using uint64_t = unsigned long;
+        using uint32_t = unsigned;
+        using uint16_t = unsigned short;
+        using uintptr_t = unsigned long;
+        }
+    """,
+    "cuda_runtime.h": """
+        template <typename Kernel>
+        cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int);
+        cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
+        const char* cudaGetErrorString(cudaError_t);
+    """,
+}
+
+
+def folder_of(package: str) -> Path:
+    """Where one of NVIDIA's pip packages lies."""
+    spec = importlib.util.find_spec(f"nvidia.{package}")
+    assert spec is not None, f"pip install -r requirements-dev.txt: nvidia.{package} is missing"
+    assert spec.submodule_search_locations is not None
+    return Path(next(iter(spec.submodule_search_locations)))
+
+
+@pytest.fixture(scope="module")
+def nvrtc() -> ctypes.CDLL:
+    """The library, of the version that matters."""
+    library = ctypes.CDLL(str(folder_of("cuda_nvrtc") / "lib" / "libnvrtc.so.12"))
+    major, minor = ctypes.c_int(), ctypes.c_int()
+    assert library.nvrtcVersion(ctypes.byref(major), ctypes.byref(minor)) == 0
+    assert (major.value, minor.value) == (12, 1)
+    return library
+
+
+@pytest.fixture(scope="module")
+def cuda_source(tmp_path_factory: pytest.TempPathFactory) -> str:
+    """What an exported file compiles."""
+    layer = next(problem for problem in PROBLEMS if problem.stem == "layer")
+    return load(layer, tmp_path_factory.mktemp("exported")).CUDA_SOURCE
+
+
+def compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
+    """What the compiler says; an empty string if it compiled to machine code."""
+    program = ctypes.c_void_p()
+    texts = (ctypes.c_char_p * len(HEADERS))(*map(str.encode, HEADERS.values()))
+    names = (ctypes.c_char_p * len(HEADERS))(*map(str.encode, HEADERS))
+    arguments = (source.encode(), b"cuda.cu", len(HEADERS), texts, names)
+    assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), *arguments) == 0
+    include = folder_of("cuda_runtime") / "include"  # of the same release: cuda_fp16.h
+    options = [f"-arch={architecture}", "-std=c++17", "-default-device", f"-I{include}"]
+    given = (ctypes.c_char_p * len(options))(*map(str.encode, options))
+    status = nvrtc.nvrtcCompileProgram(program, len(options), given)
+    size = ctypes.c_size_t()
+    nvrtc.nvrtcGetProgramLogSize(program, ctypes.byref(size))
+    log = ctypes.create_string_buffer(size.value)
+    nvrtc.nvrtcGetProgramLog(program, log)
+    nvrtc.nvrtcGetCUBINSize(program, ctypes.byref(size))
+    nvrtc.nvrtcDestroyProgram(ctypes.byref(program))
+    said = log.value.decode()
+    return said if status == 0 and size.value > 10_000 else said or f"status {status}"
+
+
+@pytest.mark.parametrize("dtype", supported_dtypes(), ids=str)
+@pytest.mark.parametrize("direction", Direction, ids=lambda direction: direction.value)
+def test_compiles_with_cuda_12_1(
+    direction: Direction, dtype: torch.dtype, nvrtc: ctypes.CDLL, cuda_source: str
+) -> None:
+    rows = direct.choose_tile_rows(64, dtype.itemsize)
+    arguments = ", ".join(direct.template_arguments(direction, dtype, rows))
+    source = cuda_source.replace("TEMPLATE_ARGUMENTS", arguments)
+    for architecture in ("sm_70", "sm_90a"):
+        assert compile_by(nvrtc, source, architecture) == "", architecture
+
+
+def test_an_error_is_noticed(nvrtc: ctypes.CDLL, cuda_source: str) -> None:
+    said = compile_by(nvrtc, cuda_source, "sm_90a")
+    assert 'identifier "TEMPLATE_ARGUMENTS" is undefined' in said
