@@ -137,5 +137,8 @@ def test_exceptions_are_described_in_one_line() -> None:
     assert describe(ValueError("first\nsecond")) == "ValueError: first"
     assert describe(ValueError()) == "ValueError"
     assert describe(Unprintable()) == "Unprintable: (its message cannot be printed)"
-    assert len(describe(ValueError("x" * 10_000))) < 400
+    assert len(describe(ValueError("x" * 10_000))) < 500
+    build = "Error building extension 'm': [1/2] nvcc m.cu\nFAILED: m.o\nm.cu(3): error: no x\n"
+    described = "RuntimeError: Error building extension 'm'; m.cu(3): error: no x"
+    assert describe(RuntimeError(build)) == described
     assert describe(SystemExit(3)) == "SystemExit(3): it called sys.exit"

@@ -63,7 +63,7 @@ elif behaviour == "leaves processes":
     )
     send(case=f"{child.pid} {group.pid}")
 elif behaviour == "writes nonsense":
-    os.write(descriptor, b"nonsense\\n")
+    os.write(descriptor, b"nonsense\\n5\\n")
 finish()
 """
 

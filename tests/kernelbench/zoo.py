@@ -252,7 +252,7 @@ TRAINING = {
     "cannot be trained": Change(
         APPLY_LINE,
         "        with torch.no_grad():\n    " + APPLY_LINE,
-        {"gradient of the input", "gradient of conv2d.weight", "gradient of conv2d.bias"},
+        {"gradients", "gradients of the problem's inputs"},
         True,
     ),
     "gradient of the weight twice as large": Change(

@@ -165,8 +165,9 @@ def describe(error: BaseException) -> str:
     if not lines:
         return type(error).__name__
     shown = lines[:1]
-    if BUILD_FAILED in lines[0]:  # what the compiler said is further down
-        shown += [line.strip() for line in lines[1:] if "error:" in line][:1]
+    if BUILD_FAILED in lines[0]:  # a long command follows, and then what the compiler said
+        errors = [line.strip() for line in lines[1:] if "error:" in line]
+        shown = [lines[0].partition(": [")[0], *errors[:1]]
     return f"{type(error).__name__}: {'; '.join(shown)[:400]}"
 
 
