@@ -20,7 +20,7 @@ demo: $(VENV)/installed
 	$(BIN)/convsmith demo
 
 test: lint
-	$(BIN)/python -m pytest -n 2
+	$(BIN)/python -m pytest -n 2 --dist loadgroup
 
 lint: $(VENV)/installed-dev
 	$(BIN)/ruff check .
