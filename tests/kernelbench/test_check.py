@@ -12,6 +12,7 @@ import zoo
 
 from convsmith.kernelbench import check as module
 from convsmith.kernelbench.check import check
+from convsmith.kernelbench.export import export
 from convsmith.kernelbench.report import Report, Verdict
 from convsmith.kernelbench.trials import TRIALS
 
@@ -172,3 +173,19 @@ def test_only_exported_files_can_be_simulated(tmp_path: Path) -> None:
     report = check(*write(tmp_path, zoo.SOLUTION), simulate=True)
     assert report.exit_status == 2
     assert "not written by `convsmith export`" in report.sentence
+
+
+def test_an_exported_file_in_the_simulator(tmp_path: Path) -> None:
+    """All of it but what needs a GPU: the problem's own sizes, streams."""
+    problem, solution = tmp_path / "problem.py", tmp_path / "solution.py"
+    problem.write_text(zoo.PROBLEM)
+    export(problem, solution, force=False)
+    report = check(problem, solution, simulate=True)
+    assert report.verdict is Verdict.RIGHT, report.rows
+    assert report.device == "the simulator"
+    skipped = {test for test, verdict in verdicts(report).items() if verdict == "not applicable"}
+    assert skipped == {
+        "the problem's inputs",
+        "gradients of the problem's inputs",
+        "another stream",
+    }

@@ -64,16 +64,21 @@ def test_classes(channels: int, kernel: int, values: str) -> None:
     assert verdicts(with_rounded(to_bfloat16, x, w)) == (False, False)
 
 
-def test_products_of_bfloat16_in_three_parts_are_not_float32() -> None:
-    x, w = drawn(64, 3, "randn")
+@pytest.mark.parametrize("channels", [1, 64, 400])
+@pytest.mark.parametrize(
+    ("dtype", "verdict"), [(torch.float16, Verdict.RIGHT), (torch.bfloat16, Verdict.WRONG)]
+)
+def test_three_products_of_parts(channels: int, dtype: torch.dtype, verdict: Verdict) -> None:
+    """Each operand as the sum of two halves: float16 keeps 22 bits of it, bfloat16 only 16."""
+    x, w = drawn(channels, 3, "randn")
 
     def parts(t: Tensor) -> tuple[Tensor, Tensor]:
-        high = t.bfloat16().float()
-        return high, (t - high).bfloat16().float()
+        high = t.to(dtype).float()
+        return high, ((t - high) * 2**11).to(dtype).float() / 2**11
 
     (x1, x2), (w1, w2) = parts(x), parts(w)
-    y = (F.conv2d(x1, w1) + F.conv2d(x1, w2) + F.conv2d(x2, w1)).float()
-    assert judge("y", y, expected(x, w, tf32=False)).verdict is Verdict.WRONG
+    y = F.conv2d(x1, w1) + (F.conv2d(x1, w2) + F.conv2d(x2, w1))
+    assert judge("y", y, expected(x, w, tf32=False)).verdict is verdict
     assert judge("y", y, expected(x, w, tf32=True)).verdict is Verdict.RIGHT
 
 
