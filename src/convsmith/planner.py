@@ -306,12 +306,13 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     taps = math.prod(spec.kernel_size)
     plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
     if spec.groups > 1:
-        return (0.06, "grouped") if spec.direction is Direction.FORWARD else (0.05, "grouped")
+        shares = {Direction.FORWARD: 0.057, Direction.GRAD_INPUT: 0.04, Direction.GRAD_WEIGHT: 0.05}
+        return shares[spec.direction], "grouped"
     if taps == 1:
         return 0.65, "a matrix product"
     if taps <= 9 and plain:
-        share = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
-        return share[spec.direction], "Winograd, FFT or implicit product"
+        shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
+        return shares[spec.direction], "Winograd, FFT or implicit product"
     if taps <= 9:
         return 0.66, "implicit product, strided or dilated"
     filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels

@@ -127,7 +127,7 @@ def choose_promote_tiles(terms: int) -> int:
 
     The rounding error of a sum grows with the square root of the terms between two promotions.
     """
-    return max(2, min(16, round(math.sqrt(terms) / 4)))
+    return max(2, min(16, round(math.sqrt(terms) / 3)))
 
 
 def predicted_ms(
@@ -135,13 +135,16 @@ def predicted_ms(
 ) -> float:
     """Time of ``spec``, fitted to an H200: instructions issued at the rate of a matrix product.
 
-    A thread issues, for each stage of TILE_TERMS terms, 8 multiply-adds per row of the tile and
-    about 250 other instructions, and about 500 more to begin and end its block. Blocks run in
-    whole rounds of one a multiprocessor. Storing overlaps little, so a third of the traffic adds.
+    For each stage of TILE_TERMS terms a thread issues 8 multiply-adds per row of the tile and about
+    250 other instructions, for each promotion 9 per row, and about 900 to begin and end its block.
+    Blocks run in whole rounds of one a multiprocessor. Storing overlaps little with computing, so a
+    third of the traffic adds.
     """
     stages = -(-configuration.terms // (configuration.splits * TILE_TERMS))
     rounds = -(-configuration.blocks // multiprocessors)
-    instructions = stages * (TILE_TERMS * configuration.tile_rows + 250) + 500
+    promotions = stages // configuration.promote_tiles
+    instructions = stages * (TILE_TERMS * configuration.tile_rows + 250) + 900
+    instructions += promotions * 9 * configuration.tile_rows
     operations = rounds * multiprocessors * instructions * 2 * TILE_COLUMNS
     rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
     moved = spec.bytes_moved + 2 * configuration.workspace_bytes
