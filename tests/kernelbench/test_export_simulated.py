@@ -229,6 +229,15 @@ def test_every_kind_of_layer(run: Callable) -> None:
     assert_same_step(model, new, x, 2**-21)
 
 
+def test_a_model_that_is_a_layer_itself(run: Callable, tmp_path: Path) -> None:
+    problem = tmp_path / "itself.py"
+    source = "import torch\nModel = torch.nn.Conv2d\ndef get_inputs(): ...\n"
+    problem.write_text(source + "def get_init_inputs(): return [4, 6, 3]\n")
+    module, simulation = run(problem)
+    assert_same_step(*twins(module, 4, 6, 3), torch.randn(2, 4, 5, 6))
+    assert set(simulation.launches) == STEP
+
+
 def test_copies_and_states(layer: tuple[ModuleType, Simulation]) -> None:
     module, simulation = layer
     model, new = twins(module, 4, 6, 3)
