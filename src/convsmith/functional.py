@@ -203,8 +203,9 @@ class _Kind(Enum):
 
 
 _DTYPES = frozenset(supported_dtypes())
-_ORDINARY_TYPES = frozenset({Tensor, Parameter})
-_LAYERED_TYPES = frozenset({*_ORDINARY_TYPES, FakeTensor, FunctionalTensor})
+# Tuples: torch 2.8's dynamo finds no types in a frozenset.
+_ORDINARY_TYPES = (Tensor, Parameter)
+_LAYERED_TYPES = (*_ORDINARY_TYPES, FakeTensor, FunctionalTensor)
 _Key = torch._C.DispatchKey
 
 

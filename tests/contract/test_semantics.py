@@ -80,8 +80,15 @@ def test_keywords_are_those_of_pytorch(backend):
 def test_integers_that_are_not_int_are_pytorchs(backend):
     """A zero-dimensional tensor counts as an int there; ours asks no more than it has to."""
     x, w, b = operands(backend.device)
-    ours = convsmith.conv2d(x, w, b, stride=torch.tensor(2))
-    assert_close([ours], [F.conv2d(x, w, b, stride=2)])
+
+    def outcome(function):
+        try:
+            return function(x, w, b, torch.tensor(2))
+        except RuntimeError as error:  # Not every version of PyTorch takes one.
+            return str(error)
+
+    ours, theirs = outcome(convsmith.conv2d), outcome(F.conv2d)
+    assert ours == theirs if isinstance(theirs, str) else torch.equal(ours, theirs)
 
 
 @ALL

@@ -19,13 +19,13 @@ WAYS = backends("operators", "cuda")
 class Model(nn.Module):
     """Convolutions of every kind, with something around them."""
 
-    def __init__(self, layer: type[nn.Module]) -> None:
+    def __init__(self, layer: type[nn.Module], padding_mode: str = "circular") -> None:
         super().__init__()
         torch.manual_seed(0)
         self.first = layer(3, 8, 3, padding=1)
         self.second = layer(8, 8, 3, stride=2, groups=8, padding="valid", bias=False)
         self.third = layer(8, 4, (1, 2), padding="same")
-        self.fourth = layer(4, 4, 3, padding=1, padding_mode="circular")
+        self.fourth = layer(4, 4, 3, padding=1, padding_mode=padding_mode)
 
     def forward(self, x: Tensor) -> Tensor:
         return self.fourth(self.third(torch.relu(self.second(self.first(x)))).tanh()) * 2
@@ -153,7 +153,10 @@ def test_compile_on_a_cpu_is_pytorchs():
 @WAYS
 @pytest.mark.parametrize("strict", [False, True])
 def test_export_with_dynamic_shapes(backend, strict):
-    model, reference = (Model(layer).to(backend.device) for layer in (convsmith.Conv2d, nn.Conv2d))
+    # Not circular: torch 2.8 cannot export F.pad with every width.
+    model, reference = (
+        Model(layer, "zeros").to(backend.device) for layer in (convsmith.Conv2d, nn.Conv2d)
+    )
     x = torch.randn(2, 3, 9, 10, device=backend.device)
     dimensions = {
         name: torch.export.Dim(name, min=2 if name == "n" else 5, max=64)
