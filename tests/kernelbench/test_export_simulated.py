@@ -318,6 +318,22 @@ def test_what_is_not_for_the_kernels(x: Tensor, layer: tuple[ModuleType, Simulat
     assert simulation.launches == []
 
 
+@pytest.mark.parametrize(
+    "arguments",
+    [{"stride": 0}, {"stride": (1, 1, 1)}, {"padding": -1}, {"dilation": 0}, {"dilation": (1, -1)}],
+    ids=str,
+)
+def test_wrong_arguments(arguments: dict, layer: tuple[ModuleType, Simulation]) -> None:
+    module, simulation = layer
+    messages = []
+    for either in twins(module, 4, 6, 3, **arguments):
+        with pytest.raises(RuntimeError) as caught:
+            either(torch.randn(2, 4, 5, 6))
+        messages.append(str(caught.value))
+    assert messages[0] == messages[1]
+    assert simulation.launches == []
+
+
 def test_complex_numbers(layer: tuple[ModuleType, Simulation]) -> None:
     module, simulation = layer
     model, new = twins(module, 4, 6, 3, dtype=torch.complex64)
