@@ -98,7 +98,7 @@ def test_the_table_says_everything_and_ends_with_the_verdict() -> None:
     joined = "\n".join(lines)
     # Brackets are not taken for markup, and an input that shows two failures is printed once.
     assert joined.count("inputs = [torch.rand(2)[..., ::2]]") == 1
-    assert "[second], third:" in joined
+    assert "[second]; third:" in joined
     assert "does not hold" in joined
     assert "a note" in joined
 

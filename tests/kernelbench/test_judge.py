@@ -168,7 +168,7 @@ def test_what_is_said() -> None:
     found: Finding = judge("the output", y, expected(x, w, tf32=True))
     exact = float(F.conv2d(x.double(), w.double())[1, 2, 3, 4])
     assert f"the output is {exact + 5:.6g} instead of {exact:.6g} at (1, 2, 3, 4)" in found.came
-    assert "PyTorch: rms" in found.came
+    assert "; PyTorch " in found.came
     assert found.expected.startswith("errors up to rms ")
     assert found.measured["max_error"] > found.measured["torch_max_error"]
 

@@ -123,7 +123,7 @@ def judge(name: str, result: Tensor, expectation: Expectation) -> Finding:
         "torch_max_error": their_errors.largest,
     }
     expected = f"errors up to {limit}"
-    came = f"{our_errors} (PyTorch: {their_errors})"
+    came = f"{our_errors}; PyTorch {their_errors.rms:.1e}, {their_errors.largest:.1e}"
     if our_errors.within(limit):
         return Finding(Verdict.RIGHT, expected, came, measured)
     if our_errors.rms <= limit.rms and our_errors.largest <= limit.largest:

@@ -35,7 +35,7 @@ def report(found: Report) -> RenderableType:
     if smallest:
         parts.append(Text(f"\nThe smallest input found for each failure. {RECIPE}"))
     for line, tests in smallest.items():
-        parts += [Text(f"  {', '.join(tests)}:", "red"), Text(f"    {line}")]
+        parts += [Text(f"  {'; '.join(tests)}:", "red"), Text(f"    {line}")]
     parts += [Text(note) for note in found.notes]
     parts.append(Text(f"\n{found.sentence}", STYLE[found.verdict]))
     return Group(*parts)
