@@ -7,10 +7,10 @@ from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 
 import pytest
-import torch
 
 import convsmith
-from convsmith import execute, functional
+from convsmith import Precision, execute, functional
+from convsmith.bench.switches import precision_class
 
 _DEVICES = {
     "operators": "cpu",  # The operators with PyTorch's arithmetic: all that is around a kernel.
@@ -42,8 +42,6 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     """Makes every convolution that is not handed to PyTorch run as the parameter says."""
     name: str = request.param
     chosen = Backend(name, _DEVICES[name])
-    # It is PyTorch's float32 that is compared with, not its TF32.
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     way: AbstractContextManager[None] = nullcontext()
     if name == "operators":
         monkeypatch.setattr(execute, "takes", lambda device_type: True)
@@ -59,6 +57,8 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     monkeypatch.setattr(functional, "_torch_conv2d", counted)
     functional._routes.clear()
     # Our kernels, whatever the planner would choose.
-    with way, nullcontext() if name == "operators" else convsmith.use_kernel("direct"):
+    kernel = nullcontext() if name == "operators" else convsmith.use_kernel("direct")
+    # It is PyTorch's float32 that is compared with, not its TF32.
+    with way, kernel, precision_class(Precision.FLOAT32):
         yield chosen
     functional._routes.clear()
