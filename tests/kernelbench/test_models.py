@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 from test_zoo import rows_of, those
 
 from convsmith.kernelbench.report import Verdict
@@ -168,14 +169,37 @@ def test_a_solution_that_cannot_be_used(tmp_path: Path) -> None:
     for old, new, test, words in (
         ("class ModelNew(", "class Other(", "the solution file", "defines no ModelNew"),
         ("import torch\n", "import torch\n1 / 0\n", "the solution file", "ZeroDivisionError"),
+        (
+            "import torch\n",
+            "import torch\ntorch.set_grad_enabled(False)\n",
+            "the solution file",
+            "changes PyTorch's defaults from torch.float32 on cpu with gradients to torch.float32",
+        ),
         ("super().__init__()", "1 / 0", "ModelNew", "ZeroDivisionError: division by zero (line 8"),
     ):
         rows = rows_of(tmp_path, solution_of(HALF).replace(old, new), problem=HALF)
         assert those(rows, Verdict.WRONG) == {test}
         assert words in rows[test].came
+        torch.set_grad_enabled(True)
 
 
 def test_no_compiler_is_not_the_fault_of_the_solution(tmp_path: Path) -> None:
     missing = "raise OSError('CUDA_HOME environment variable is not set. Please set it')\n"
     rows = rows_of(tmp_path, missing + solution_of(HALF), problem=HALF)
     assert those(rows, Verdict.UNKNOWN) == {"the solution file"}
+
+
+def test_a_model_that_does_not_run_in_float64_cannot_be_decided(tmp_path: Path) -> None:
+    problem = HALF.replace("self.conv2d(x)", "self.conv2d(x.bfloat16())")
+    rows = rows_of(tmp_path, solution_of(problem), problem=problem)
+    assert "Model does not run in float64" in rows["randn"].came
+    assert {"rand", "randn", "the problem's inputs"} <= those(rows, Verdict.UNKNOWN)
+
+
+def test_integers_are_compared_exactly(tmp_path: Path) -> None:
+    problem = HALF.replace("self.conv2d(x)", "self.conv2d(x).argmax(1)")
+    rows = rows_of(tmp_path, solution_of(problem), problem=problem)
+    assert those(rows, Verdict.WRONG) == set()
+    assert rows["randn"].verdict is Verdict.RIGHT
+    solution = solution_of(problem).replace("argmax(1)", "argmin(1)")
+    assert "randn" in those(rows_of(tmp_path, solution, problem=problem), Verdict.WRONG)

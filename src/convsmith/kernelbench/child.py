@@ -147,6 +147,7 @@ def _subject(request: Request, device: torch.device, send: Send) -> Subject:
         raise _Stop from error
     send({"trial": LOADS})
     expected = "defines ModelNew"
+    before = _defaults()
     try:
         solution = load_solution(source)
     except ProblemError as error:
@@ -154,6 +155,10 @@ def _subject(request: Request, device: torch.device, send: Send) -> Subject:
         verdict = Verdict.UNKNOWN if no_compiler else Verdict.WRONG
         send(_row(LOADS, verdict, expected, str(error)))
         raise _Stop from error
+    if before != (after := _defaults()):
+        came = f"it changes PyTorch's defaults from {before} to {after}"
+        send(_row(LOADS, Verdict.WRONG, "leaves the process as it is", came))
+        raise _Stop
     if request.simulate:
         _simulate(solution)
     send(_row(LOADS, Verdict.RIGHT, expected, "so"))
@@ -170,6 +175,12 @@ def _subject(request: Request, device: torch.device, send: Send) -> Subject:
     except ProblemError as error:
         send(_row(PROBLEM, Verdict.UNKNOWN, "a Model that runs on its inputs", str(error)))
         raise _Stop from error
+
+
+def _defaults() -> str:
+    """What a file could change for everyone else in the process, Model included."""
+    gradients = "gradients" if torch.is_grad_enabled() else "no gradients"
+    return f"{torch.get_default_dtype()} on {torch.get_default_device()} with {gradients}"
 
 
 def _simulate(solution: type[nn.Module]) -> None:

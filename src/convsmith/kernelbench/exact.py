@@ -35,11 +35,6 @@ def to_tf32_truncated(tensor: Tensor) -> Tensor:
     return _scaled(tensor, torch.trunc)
 
 
-def to_float16(tensor: Tensor) -> Tensor:
-    """Round a float64 tensor to float16, its range included."""
-    return tensor.to(torch.float16).double()
-
-
 def to_bfloat16(tensor: Tensor) -> Tensor:
     """Round a float64 tensor to bfloat16."""
     return tensor.to(torch.bfloat16).double()

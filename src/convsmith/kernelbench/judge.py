@@ -105,6 +105,10 @@ def judge(name: str, result: Tensor, expectation: Expectation) -> Finding:
     if (theirs := _kind_of_tensor(pytorch)) != (ours := _kind_of_tensor(result)):
         return Finding(Verdict.WRONG, f"{name}: {theirs}", f"{name}: {ours}")
     result = result.detach()
+    if not pytorch.is_floating_point():
+        same = torch.equal(result, pytorch)
+        verdict, came = (Verdict.RIGHT, "so") if same else (Verdict.WRONG, f"{name} differs")
+        return Finding(verdict, "PyTorch's numbers exactly, being no floating-point ones", came)
     if misplaced := _misplaced(name, result, expectation):
         return misplaced
     counted = exact.isfinite() & pytorch.isfinite()

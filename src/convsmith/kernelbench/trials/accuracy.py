@@ -63,6 +63,8 @@ def _summary(test: str, findings: list[Finding]) -> Row:
     for finding in findings:
         for name, value in finding.measured.items():
             measured[name] = max(value, measured.get(name, 0.0))
+    if not measured:
+        raise NotApplicableError("Model gives no floating-point numbers")
     theirs = f"rms {measured['torch_rms_error']:.1e}, max {measured['torch_max_error']:.1e}"
     ours = f"rms {measured['rms_error']:.1e}, max {measured['max_error']:.1e}"
     return Row(test, Verdict.RIGHT, f"errors like PyTorch's: {theirs}", ours, measured=measured)

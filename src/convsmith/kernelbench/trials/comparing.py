@@ -65,13 +65,16 @@ def expect(
     try:
         with tf32_switch(tf32), unchanged_buffers(pair.model):
             pytorch = use(pair.model, inputs())
-        plain = Exactly()
-        exact = exact_results(pair, inputs(), use, plain)
-        rounded = exact_results(pair, inputs(), use, Exactly(to_tf32)) if tf32 else {}
     except torch.OutOfMemoryError as error:
         raise UndecidedError(f"not enough GPU memory for Model: {describe(error)}") from error
     except Exception as error:
         raise NotApplicableError(f"Model itself raised {describe(error)}") from error
+    plain = Exactly()
+    try:
+        exact = exact_results(pair, inputs(), use, plain)
+        rounded = exact_results(pair, inputs(), use, Exactly(to_tf32)) if tf32 else {}
+    except Exception as error:
+        raise UndecidedError(f"Model does not run in float64: {describe(error)}") from error
     return {
         name: Expectation(exact[name], rounded.get(name), theirs.detach(), plain.terms)
         for name, theirs in pytorch.items()

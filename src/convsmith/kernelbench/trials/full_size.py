@@ -8,11 +8,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
+from convsmith.kernelbench.exact import tf32_switch
 from convsmith.kernelbench.judge import Finding, judge
 from convsmith.kernelbench.problem import describe
 from convsmith.kernelbench.report import Row, Verdict
@@ -43,18 +45,15 @@ def forward_of_problem(subject: Subject, test: str) -> Iterator[Row]:
     """Forward, against PyTorch, against float64, by KernelBench's rule, and a second time."""
     pair, inputs = _prepared(subject)
     pytorch = _of_model(lambda: forward(pair.model, inputs))
-    subject.announce(RECIPE)
-    came = subject.attempt(lambda: forward(pair.solution, inputs))
-    faults = _loose_faults(came, pytorch)
-    if faults:
-        yield Row(test, Verdict.WRONG, "PyTorch's result, in rough", faults[0], RECIPE)
-    else:
+    came = _of_solution(subject, lambda: forward(pair.solution, inputs))
+    row, findings = _loose_row(test, came, pytorch), {}
+    if row.verdict is Verdict.RIGHT:
         findings = _strict_findings(subject, pair, inputs, came, pytorch)
-        in_rough = Row(test, Verdict.RIGHT, f"PyTorch's within {LOOSE:.1e} of the largest", "so")
-        yield row_of(test, findings, RECIPE) if findings else in_rough
+    yield row_of(test, findings, RECIPE) if findings else row
+    if row.verdict is Verdict.RIGHT:
         yield _kernelbench_rule(came, pytorch, findings)
     del pytorch
-    again = subject.attempt(lambda: forward(pair.solution, inputs))
+    again = _of_solution(subject, lambda: forward(pair.solution, inputs))
     expected = "the same bits"
     different = _different(came, again)
     if not different:
@@ -74,14 +73,8 @@ def gradients_of_problem(subject: Subject, test: str) -> Iterator[Row]:
         return {name: tensor for name, tensor in found.items() if name.startswith("gradient")}
 
     pytorch = _of_model(lambda: gradients(pair.model))
-    subject.announce(RECIPE)
-    came = subject.attempt(lambda: gradients(pair.solution))
-    faults = _loose_faults(came, pytorch)
-    expected = f"PyTorch's within {LOOSE:.1e} of the largest"
-    if faults:
-        yield Row(test, Verdict.WRONG, expected, faults[0], RECIPE)
-    else:
-        yield Row(test, Verdict.RIGHT, expected, "so")
+    came = _of_solution(subject, lambda: gradients(pair.solution))
+    yield _loose_row(test, came, pytorch)
 
 
 def _prepared(subject: Subject) -> tuple[Pair, list[Any]]:
@@ -92,11 +85,27 @@ def _prepared(subject: Subject) -> tuple[Pair, list[Any]]:
 
 def _of_model(action: Callable[[], Result]) -> Result:
     try:
-        return action()
+        with tf32_switch(True):
+            return action()
     except torch.OutOfMemoryError as error:
         raise UndecidedError(f"Model needs more GPU memory: {describe(error)}") from error
     except Exception as error:
         raise NotApplicableError(f"Model itself raised {describe(error)}") from error
+
+
+def _of_solution(subject: Subject, action: Callable[[], Result]) -> Result:
+    subject.announce(RECIPE)
+    with tf32_switch(True):
+        return subject.attempt(action)
+
+
+def _loose_row(test: str, came: Named, pytorch: Named) -> Row:
+    """Whether all elements are PyTorch's in rough."""
+    expected = f"PyTorch's within {LOOSE:.1e} of the largest"
+    faults = _loose_faults(came, pytorch)
+    if faults:
+        return Row(test, Verdict.WRONG, expected, faults[0], RECIPE)
+    return Row(test, Verdict.RIGHT, expected, "so")
 
 
 def _loose_faults(came: Named, pytorch: Named) -> list[str]:
@@ -145,7 +154,7 @@ def _strict_findings(
     findings = {}
     for item in chosen[: max(1, STRICT_ELEMENTS // max(1, in_an_item))]:
         try:
-            expectations = expect(pair, lambda: items(item), forward, tf32=True)  # noqa: B023
+            expectations = expect(pair, partial(items, item), forward, tf32=True)
         except NotApplicableError:
             return {}
         for name, alone in expectations.items():

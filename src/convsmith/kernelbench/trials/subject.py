@@ -267,7 +267,7 @@ class Subject:
 
     def _resized(self, shape: Shape, sizes: Sizes) -> Shape:
         """``shape`` in another batch, height and width, if it has the batch of the main input."""
-        if not shape or shape[0] != self.main_shape[0]:
+        if not shape or shape[0] != self.full_sizes().batch:
             return shape
         resized = [sizes.batch, *shape[1:]]
         if len(shape) >= 3:
@@ -277,22 +277,20 @@ class Subject:
         return tuple(resized)
 
 
-def equalise(model: nn.Module, solution: nn.Module) -> bool:
+def equalise(model: nn.Module, solution: nn.Module) -> None:
     """Copy Model's weights into ModelNew: by name, or in order where only the shapes agree.
 
-    Where they do not, ModelNew keeps what it drew from the same seed. Returns whether it copied.
+    Where those do not either, ModelNew keeps what it drew from the same seed.
     """
     theirs, ours = model.state_dict(), solution.state_dict()
-    names = {name: name for name in theirs}
-    if theirs.keys() != ours.keys():
-        names = dict(zip(theirs, ours, strict=False))
-    shapes = [(theirs[name].shape, ours[names[name]].shape) for name in names]
-    if len(names) != len(theirs) or len(theirs) != len(ours) or any(a != b for a, b in shapes):
-        return False
+    sources, targets = list(theirs.values()), list(ours.values())
+    if theirs.keys() == ours.keys():
+        targets = [ours[name] for name in theirs]
+    if [source.shape for source in sources] != [target.shape for target in targets]:
+        return
     with torch.no_grad():
-        for name, other in names.items():
-            ours[other].copy_(theirs[name])
-    return True
+        for source, target in zip(sources, targets, strict=True):
+            target.copy_(source)
 
 
 def _empty_inputs(problem: Problem) -> list[Any]:
