@@ -121,4 +121,6 @@ def test_second_derivatives_and_tangents(backend):
 
     ours, theirs = derivatives(convsmith.conv2d), derivatives(F.conv2d)
     assert [result.dtype for result in ours] == [result.dtype for result in theirs]
-    torch.testing.assert_close(ours, theirs, rtol=5e-2, atol=5e-2)
+    for our, their in zip(ours, theirs, strict=True):
+        # Of the whole: single elements may cancel to next to nothing.
+        assert (our - their).norm() <= 2e-2 * their.norm()
