@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
-from contextlib import AbstractContextManager, nullcontext
+from contextlib import AbstractContextManager
 
 import pytest
 import torch
@@ -15,6 +15,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 import convsmith
 from convsmith import execute, functional, ops
+from convsmith.ops import operators
+from convsmith.ops.layers import is_plain, nobody_looks_on
 
 ARGUMENTS = ((1, 1), (1, 1), (1, 1), 1)
 
@@ -37,7 +39,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         monkeypatch.setattr(module, name, noted)
 
-    note(functional.execute, "run_forward", "launch")
+    note(execute, "run_forward", "launch")
     note(ops, "conv2d", "operator")
     note(functional, "_torch_conv2d", "pytorch")
     functional._routes.clear()
@@ -60,9 +62,24 @@ def test_straight_to_the_launch(ways):
     torch.testing.assert_close(y, F.conv2d(*tensors, *ARGUMENTS))
 
 
-def differentiated(tensors: list[Tensor]) -> AbstractContextManager[object]:
-    tensors[1].requires_grad_()
-    return nullcontext()
+def test_training_takes_the_same_way(ways, monkeypatch):
+    """Recorded by autograd past the dispatcher; and the gradients of an ordinary backward, too."""
+    gradients = []
+    for name in ("input_gradient", "weight_gradient"):
+        operator = getattr(operators, name.upper())
+        monkeypatch.setattr(operators, name.upper(), operator._replace(overload=None))
+        run = getattr(execute, name)
+        monkeypatch.setattr(
+            execute, name, lambda *a, run=run, name=name: gradients.append(name) or run(*a)
+        )
+    leaves = [tensor.requires_grad_() for tensor in operands()]
+    for _ in range(2):
+        y = convsmith.conv2d(*leaves, *ARGUMENTS)
+        g = torch.randn_like(y)
+        ours = torch.autograd.grad(y, leaves, g)
+    assert ways == ["launch"] * 2
+    assert gradients == ["input_gradient", "weight_gradient"] * 2
+    torch.testing.assert_close(ours, torch.autograd.grad(F.conv2d(*leaves, *ARGUMENTS), leaves, g))
 
 
 def dual(tensors: list[Tensor]) -> AbstractContextManager[object]:
@@ -72,13 +89,12 @@ def dual(tensors: list[Tensor]) -> AbstractContextManager[object]:
 @pytest.mark.parametrize(
     "layer",
     [
-        differentiated,
         dual,
         lambda tensors: torch.autocast("cpu", torch.bfloat16),
         lambda tensors: FlopCounterMode(display=False),
         lambda tensors: torch.profiler.profile(),
     ],
-    ids=["gradient", "forward AD", "autocast", "dispatch mode", "profiler"],
+    ids=["forward AD", "autocast", "dispatch mode", "profiler"],
 )
 def test_through_the_operator_where_a_layer_has_a_part(ways, layer):
     """Also when a call like it went straight to the launch before; and straight again after."""
@@ -189,11 +205,11 @@ def test_what_equals_a_remembered_argument_is_not_taken_for_it(ways, name, bad):
 
 def test_plain_is_memory_and_no_more():
     x = torch.randn(2, 3, 4, 4)
-    assert functional._is_plain(x)
-    assert functional._is_plain(torch.nn.Parameter(x))
-    assert functional._is_plain(x[:, ::2].transpose(2, 3))
+    assert is_plain(x)
+    assert is_plain(torch.nn.Parameter(x))
+    assert is_plain(x[:, ::2].transpose(2, 3))
     with torch.inference_mode():
-        assert functional._is_plain(torch.ones(1))
+        assert is_plain(torch.ones(1))
     z = torch.randn(2, dtype=torch.complex64)
     for other in (
         x.to_sparse(),
@@ -206,10 +222,10 @@ def test_plain_is_memory_and_no_more():
         torch.nested.nested_tensor([x[0], x[1]]),
         torch.quantize_per_tensor(x, 0.1, 0, torch.quint8),
     ):
-        assert not functional._is_plain(other)
+        assert not is_plain(other)
     seen = []
-    torch.func.vmap(lambda row: seen.append(functional._is_plain(row)) or row)(x)
-    torch.func.grad(lambda x: seen.append(functional._is_plain(x)) or x.sum())(x)
+    torch.func.vmap(lambda row: seen.append(is_plain(row)) or row)(x)
+    torch.func.grad(lambda x: seen.append(is_plain(x)) or x.sum())(x)
     assert seen == [False, False]
 
 
@@ -217,13 +233,13 @@ def test_plain_is_memory_and_no_more():
 def test_plain_on_a_gpu():
     """Without this the fast way would never be taken there, and nothing else would say so."""
     x = torch.randn(2, 3, 4, 4, device="cuda")
-    assert functional._is_plain(x)
-    assert functional._is_plain(torch.nn.Parameter(x))
+    assert is_plain(x)
+    assert is_plain(torch.nn.Parameter(x))
     with torch.inference_mode():
-        assert functional._is_plain(torch.ones(1, device="cuda"))
-    assert functional._nobody_looks_on()
+        assert is_plain(torch.ones(1, device="cuda"))
+    assert nobody_looks_on()
     with torch.inference_mode():
-        assert functional._nobody_looks_on()
+        assert nobody_looks_on()
 
 
 @pytest.mark.gpu

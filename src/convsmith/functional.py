@@ -8,22 +8,21 @@ with it: nobody keeps PyTorch's contract better than PyTorch.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from enum import Enum
-from functools import cache
+from functools import cache, partial
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 from torch._subclasses.fake_tensor import FakeTensor
 from torch._subclasses.functional_tensor import FunctionalTensor
-from torch.autograd import forward_ad
 from torch.jit._builtins import _register_builtin
 from torch.nn import Parameter
 from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
 
 from convsmith import execute, ops
-from convsmith.launch import Launch
+from convsmith.ops.layers import is_plain, nobody_looks_on
 from convsmith.spec import Pair, output_extent, supported_dtypes
 
 # Taken now, so that F.conv2d may be replaced by ours.
@@ -64,7 +63,7 @@ def conv2d(
         route = _route_of(input, weight, bias, stride, padding, dilation, groups)
         if key is not None:
             _remember(key, route)
-    problem, launch = route
+    problem, run = route
     if problem is None:
         return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
     geometry, batched, missing = problem
@@ -75,8 +74,8 @@ def conv2d(
             _warn_of_copy()
         rows, columns = missing
         input = torch.constant_pad_nd(input, (0, columns, 0, rows))
-    if launch is not None and _nobody_looks_on():
-        output = execute.run_forward(launch, input, weight, bias)
+    if run is not None and nobody_looks_on():
+        output = run(input, weight, bias)
     else:
         output = ops.conv2d(input, weight, bias, geometry)
     return output if batched else output.squeeze(0)
@@ -90,7 +89,7 @@ class _Route(NamedTuple):
     """What becomes of a call."""
 
     problem: _Problem | None  # None: it is PyTorch's.
-    launch: Launch | None  # What runs where no layer of PyTorch has anything to do.
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor] | None  # Past the dispatcher.
 
 
 _routes: dict[object, _Route] = {}
@@ -122,7 +121,7 @@ def _key_of(
         or _is_claimed(input, weight, bias)
         or input.dtype not in _DTYPES
         or not (input.is_cuda or execute.takes(input.device.type))
-        or not (_is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)))
+        or not (is_plain(input) and is_plain(weight) and (bias is None or is_plain(bias)))
         or not (_is_one_of_its_kind(stride) and _is_one_of_its_kind(dilation))
         or not (type(padding) is str or _is_one_of_its_kind(padding))
         or type(groups) is not int
@@ -177,18 +176,12 @@ def _route_of(
     batched = input if problem.batched else input.unsqueeze(0)
     if execute.prefers_torch(batched, weight, bias, *problem.geometry):
         return _Route(None, None)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias):
+    launch = execute.forward_launch(batched, weight, bias, *problem.geometry)
+    if launch is None:
         return _Route(problem, None)
-    return _Route(problem, execute.forward_launch(batched, weight, bias, *problem.geometry))
-
-
-def _nobody_looks_on() -> bool:
-    """Whether no layer of PyTorch has anything to do, or to note, in a call of plain tensors."""
-    return (
-        torch._C._dispatch_tls_local_include_set().raw_repr() in _USUAL_LAYERS
-        and forward_ad._current_level < 0
-        and not torch._C._autograd._profiler_enabled()
-    )
+    run = partial(execute.run_forward, launch)
+    differentiated = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
+    return _Route(problem, ops.recorded(run, problem.geometry) if differentiated else run)
 
 
 # --- Which tensors are ours.
@@ -206,30 +199,6 @@ _DTYPES = frozenset(supported_dtypes())
 # Tuples: torch 2.8's dynamo finds no types in a frozenset.
 _ORDINARY_TYPES = (Tensor, Parameter)
 _LAYERED_TYPES = (*_ORDINARY_TYPES, FakeTensor, FunctionalTensor)
-_Key = torch._C.DispatchKey
-
-
-def _bits(*keys: torch._C.DispatchKey) -> int:
-    keyset = torch._C.DispatchKeySet(keys[0])
-    for key in keys[1:]:
-        keyset |= torch._C.DispatchKeySet(key)
-    return keyset.raw_repr()
-
-
-# The dispatch keys of plain memory, outside and inside inference mode. Whatever else a tensor can
-# be (sparse, nested, a view to be negated, a subclass, wrapped by a transform) adds a key.
-_PLAIN_KEYS = frozenset(
-    {
-        _bits(_Key.CUDA, _Key.ADInplaceOrView, _Key.AutogradCUDA, _Key.AutocastCUDA),
-        _bits(_Key.CUDA, _Key.AutocastCUDA),
-        _bits(_Key.CPU, _Key.ADInplaceOrView, _Key.AutogradCPU, _Key.AutocastCPU),
-        _bits(_Key.CPU, _Key.AutocastCPU),
-    }
-)
-# Likewise the layers that every call passes. A transform, a mode or a tracer adds one.
-_USUAL_LAYERS = frozenset(
-    {_bits(_Key.BackendSelect, _Key.ADInplaceOrView), _bits(_Key.BackendSelect)}
-)
 
 
 def _kind_of(input: object, weight: object, bias: object) -> _Kind:
@@ -250,7 +219,7 @@ def _kind_of(input: object, weight: object, bias: object) -> _Kind:
         return _Kind.FOREIGN if exporting_to_onnx else _layered(input, weight, bias)
     if torch._C._is_tracing():
         return _Kind.FOREIGN
-    if _is_plain(input) and _is_plain(weight) and (bias is None or _is_plain(bias)):
+    if is_plain(input) and is_plain(weight) and (bias is None or is_plain(bias)):
         return _Kind.PLAIN
     return _layered(input, weight, bias)
 
@@ -267,10 +236,6 @@ def _goes_with(tensor: Tensor, device: torch.device, dtype: torch.dtype) -> bool
         and torch.float64 not in (tensor.dtype, dtype)
         and torch.is_autocast_enabled(device.type)
     )
-
-
-def _is_plain(tensor: Tensor) -> bool:
-    return torch._C._dispatch_keys(tensor).raw_repr() in _PLAIN_KEYS
 
 
 def _layered(*tensors: Tensor | None) -> _Kind:

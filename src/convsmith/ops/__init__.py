@@ -15,7 +15,7 @@ from torch.utils.flop_counter import register_flop_formula
 
 from convsmith.ops import computation, vmap
 from convsmith.ops.autocast import AUTOCAST_KEYS, autocast
-from convsmith.ops.differentiation import differentiable
+from convsmith.ops.differentiation import differentiable, recorded
 from convsmith.ops.operators import (
     CONV2D,
     INPUT_GRADIENT,
@@ -25,33 +25,25 @@ from convsmith.ops.operators import (
     conv2d,
 )
 
-__all__ = ["Geometry", "conv2d"]
+__all__ = ["Geometry", "conv2d", "recorded"]
 
-for _operator, _compute, _fake, _vmap, _count in (
-    (
-        CONV2D,
-        computation.conv2d,
-        computation.fake_conv2d,
-        vmap.conv2d,
-        computation.count_conv2d,
-    ),
+for _operator, _fake, _vmap, _count in (
+    (CONV2D, computation.fake_conv2d, vmap.conv2d, computation.count_conv2d),
     (
         INPUT_GRADIENT,
-        computation.input_gradient,
         computation.fake_input_gradient,
         vmap.gradient,
         computation.count_input_gradient,
     ),
     (
         WEIGHT_GRADIENT,
-        computation.weight_gradient,
         computation.fake_weight_gradient,
         vmap.gradient,
         computation.count_weight_gradient,
     ),
 ):
     _name = _operator.overload._schema.name
-    LIBRARY.impl(_name, _compute, "CompositeExplicitAutograd")
+    LIBRARY.impl(_name, _operator.compute, "CompositeExplicitAutograd")
     LIBRARY.impl(_name, partial(differentiable, _operator), "Autograd", with_keyset=True)
     torch.library.register_fake(_name, _fake, lib=LIBRARY)
     torch.library.register_vmap(_name, partial(_vmap, _operator), lib=LIBRARY)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -11,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from convsmith.ops.computation import output_shape
-from convsmith.ops.operators import OUTPUT, WEIGHT, Geometry, Operator, solve
+from convsmith.ops.operators import CONV2D, OUTPUT, WEIGHT, Geometry, Operator, solve
 from convsmith.spec import Pair
 
 
@@ -30,34 +32,41 @@ def differentiable(
     """The operator as autograd has it: computed below autograd, and recorded if anybody asks."""
     # conv2d is differentiable in its third argument; the gradients take nothing from it but shape.
     bias, like = (third, None) if operator.result == OUTPUT else (None, third)
-    call = _Call(operator, keyset, like, (stride, padding, dilation, groups), has_bias)
-    recorded = torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, bias)
-    if not recorded and forward_ad._current_level < 0:
-        return call.below_autograd(first, second, bias)
-    apply: Any = _Convolution.apply  # type: ignore[attr-defined]
+    geometry = (stride, padding, dilation, groups)
+
+    def below(first: Tensor, second: Tensor, bias: Tensor | None) -> Any:
+        third = bias if like is None else like
+        with torch._C._AutoDispatchBelowAutograd():
+            return operator.overload.redispatch(
+                keyset & torch._C._after_autograd_keyset,
+                *(first, second, third, *geometry, *has_bias),
+            )
+
+    asked = torch.is_grad_enabled() and torch._C._any_requires_grad(first, second, bias)
+    if not asked and forward_ad._current_level < 0:
+        return below(first, second, bias)
+    call = _Call(operator, below, like, geometry, has_bias)
     if not torch._C._are_functorch_transforms_active():
-        return apply(call, first, second, bias)
+        return _apply(call, first, second, bias)
     with enable_single_level_autograd_function():
-        return apply(call, first, second, bias)
+        return _apply(call, first, second, bias)
+
+
+def recorded(
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor], geometry: Geometry
+) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
+    """``run``, which computes conv2d of plain tensors, recorded by autograd past the dispatcher."""
+    return partial(_apply, _Call(CONV2D, run, None, geometry, ()))
 
 
 class _Call(NamedTuple):
     """What an operator is called with besides the tensors it is differentiable in."""
 
     operator: Operator
-    keyset: Any
+    below: Callable[[Tensor, Tensor, Tensor | None], Any]  # Gives the result, under autograd.
     like: Tensor | None  # The gradients' third argument.
     geometry: Geometry
     has_bias: tuple[bool, ...]  # The weight gradient's last argument.
-
-    def below_autograd(self, first: Tensor, second: Tensor, bias: Tensor | None) -> Any:
-        """The operator's result, from the layers under autograd."""
-        third = bias if self.like is None else self.like
-        with torch._C._AutoDispatchBelowAutograd():
-            return self.operator.overload.redispatch(
-                self.keyset & torch._C._after_autograd_keyset,
-                *(first, second, third, *self.geometry, *self.has_bias),
-            )
 
 
 class _Convolution(_SingleLevelFunction):
@@ -78,9 +87,9 @@ class _Convolution(_SingleLevelFunction):
             # An autograd.Function switches both modes off for what it runs, where an operator of
             # PyTorch's own does not, and the transforms around this one rest on that.
             with torch.enable_grad(), forward_ad._set_fwd_grad_enabled(True):
-                result = call.below_autograd(first, second, bias)
+                result = call.below(first, second, bias)
         else:
-            result = call.below_autograd(first, second, bias)
+            result = call.below(first, second, bias)
         if call.has_bias == (False,):
             ctx.mark_non_differentiable(result[1])
         return result
@@ -138,11 +147,13 @@ class _Convolution(_SingleLevelFunction):
                 bias_grad_tangent = first.new_zeros(first.shape[1])
             return tangent, bias_grad_tangent
 
-
     @staticmethod
     def _compiled_autograd_key(ctx: Any) -> tuple[int]:
         """What torch.autograd.Function has for tracing the backward pass."""
         return (ctx._autograd_function_id,)
+
+
+_apply: Any = _Convolution.apply  # type: ignore[attr-defined]
 
 
 def _primal(tensor: Tensor | None) -> Any:

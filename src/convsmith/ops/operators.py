@@ -15,13 +15,15 @@ the weight: it is added where the weight is applied, and its gradient comes with
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor
 from torch._ops import OpOverload
 
+from convsmith.ops import computation
+from convsmith.ops.layers import is_plain, nobody_looks_on
 from convsmith.spec import Pair
 
 # Stride, padding, dilation, groups: what every operator takes after its tensors.
@@ -46,9 +48,17 @@ for _schema in (
 
 
 class Operator(NamedTuple):
-    """One of the three: the slot it computes, and the slots of its first two arguments."""
+    """One of the three.
+
+    Attributes:
+        overload: what PyTorch calls.
+        compute: what it does below every layer, taking the same arguments.
+        result: the slot it computes.
+        operands: the slots of its first two arguments.
+    """
 
     overload: OpOverload[..., Any]
+    compute: Callable[..., Any]
     result: int
     operands: tuple[int, int]
 
@@ -60,12 +70,13 @@ class Operator(NamedTuple):
         return tensors
 
 
-CONV2D = Operator(torch.ops.convsmith.conv2d.default, OUTPUT, (INPUT, WEIGHT))
+_OPS = torch.ops.convsmith
+CONV2D = Operator(_OPS.conv2d.default, computation.conv2d, OUTPUT, (INPUT, WEIGHT))
 INPUT_GRADIENT = Operator(
-    torch.ops.convsmith.conv2d_input_gradient.default, INPUT, (OUTPUT, WEIGHT)
+    _OPS.conv2d_input_gradient.default, computation.input_gradient, INPUT, (OUTPUT, WEIGHT)
 )
 WEIGHT_GRADIENT = Operator(
-    torch.ops.convsmith.conv2d_weight_gradient.default, WEIGHT, (OUTPUT, INPUT)
+    _OPS.conv2d_weight_gradient.default, computation.weight_gradient, WEIGHT, (OUTPUT, INPUT)
 )
 
 
@@ -98,8 +109,18 @@ def solve(
     if slot == OUTPUT:
         return conv2d(x, w, bias, geometry), None
     if slot == INPUT:
-        return torch.ops.convsmith.conv2d_input_gradient(g, w, x, *geometry), None
-    weight_grad, bias_grad = torch.ops.convsmith.conv2d_weight_gradient(
-        g, x, w, *geometry, has_bias
-    )
+        return _gradient(INPUT_GRADIENT, g, w, x, *geometry), None
+    weight_grad, bias_grad = _gradient(WEIGHT_GRADIENT, g, x, w, *geometry, has_bias)
     return weight_grad, bias_grad if has_bias else None
+
+
+def _gradient(operator: Operator, *arguments: Any) -> Any:
+    """A gradient operator; past the dispatcher in an ordinary backward pass."""
+    if (
+        not torch.compiler.is_compiling()
+        and not torch.is_grad_enabled()
+        and nobody_looks_on()
+        and all(map(is_plain, arguments[:3]))
+    ):
+        return operator.compute(*arguments)
+    return operator.overload(*arguments)
