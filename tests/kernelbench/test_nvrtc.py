@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import ctypes
 import importlib.util
+import locale
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -65,7 +67,16 @@ def cuda_source(tmp_path_factory: pytest.TempPathFactory) -> str:
 
 
 def compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
-    """What the compiler says; an empty string if it compiled to machine code."""
+    """What the compiler says; an empty string if it compiled to machine code.
+
+    NVRTC 12.1 leaves the calling thread in the C locale, where Python reads files as ASCII, so the
+    thread is one that ends with the call.
+    """
+    with ThreadPoolExecutor(1) as thread:
+        return thread.submit(_compile_by, nvrtc, source, architecture).result()
+
+
+def _compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
     program = ctypes.c_void_p()
     texts = (ctypes.c_char_p * len(HEADERS))(*map(str.encode, HEADERS.values()))
     names = (ctypes.c_char_p * len(HEADERS))(*map(str.encode, HEADERS))
@@ -95,6 +106,12 @@ def test_compiles_with_cuda_12_1(
     source = cuda_source.replace("TEMPLATE_ARGUMENTS", arguments)
     for architecture in ("sm_70", "sm_90a"):
         assert compile_by(nvrtc, source, architecture) == "", architecture
+
+
+def test_the_locale_stays(nvrtc: ctypes.CDLL, cuda_source: str) -> None:
+    before = locale.nl_langinfo(locale.CODESET)
+    compile_by(nvrtc, cuda_source, "sm_90a")
+    assert locale.nl_langinfo(locale.CODESET) == before
 
 
 def test_an_error_is_noticed(nvrtc: ctypes.CDLL, cuda_source: str) -> None:
