@@ -249,3 +249,15 @@ def test_straight_to_the_launch_on_a_gpu(monkeypatch):
     with convsmith.use_kernel("direct"):
         y = convsmith.conv2d(*tensors, *ARGUMENTS)
     torch.testing.assert_close(y.cpu(), F.conv2d(*map(Tensor.cpu, tensors), *ARGUMENTS))
+
+
+@pytest.mark.gpu
+def test_gradients_take_the_short_way_in_autograds_threads(monkeypatch):
+    for name in ("INPUT_GRADIENT", "WEIGHT_GRADIENT"):
+        monkeypatch.setattr(operators, name, getattr(operators, name)._replace(overload=None))
+    leaves = [tensor.cuda().double().requires_grad_() for tensor in operands()]
+    with convsmith.use_kernel("direct"):
+        y = convsmith.conv2d(*leaves, *ARGUMENTS)
+        g = torch.randn_like(y)
+        ours = torch.autograd.grad(y, leaves, g)
+    torch.testing.assert_close(ours, torch.autograd.grad(F.conv2d(*leaves, *ARGUMENTS), leaves, g))
