@@ -2,15 +2,10 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from convsmith.functional import conv2d
-
-if TYPE_CHECKING:
-    _ModuleType = type[nn.Module]
 
 
 class Conv2d(nn.Conv2d):
@@ -30,4 +25,4 @@ class Conv2d(nn.Conv2d):
 class LazyConv2d(nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """A ``Conv2d`` that takes ``in_channels`` from its first input, as ``torch.nn.LazyConv2d``."""
 
-    cls_to_become: _ModuleType = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d  # type: ignore[assignment]
