@@ -25,4 +25,4 @@ class Conv2d(nn.Conv2d):
 class LazyConv2d(nn.LazyConv2d, Conv2d):  # type: ignore[misc]
     """A ``Conv2d`` that takes ``in_channels`` from its first input, as ``torch.nn.LazyConv2d``."""
 
-    cls_to_become = Conv2d  # type: ignore[assignment]
+    cls_to_become = Conv2d
