@@ -40,6 +40,11 @@ constexpr int kThreadN = 8;  // columns of a thread's register tile, in two runs
 constexpr int kRun = 4;
 constexpr int kTilesPerTable = kThreads / kTileK;
 
+// More than rounding loses of any finite sum: the largest number's last place.
+template <typename Accumulator>
+constexpr Accumulator kLargestLoss =
+    static_cast<Accumulator>(sizeof(Accumulator) == 8 ? 0x1p972 : 0x1p105);
+
 // Blocks a multiprocessor should hold: as many as their sums leave registers for.
 template <typename Accumulator>
 constexpr int kBlocksPerMultiprocessor = sizeof(Accumulator) == 8 ? 2 : 3;
@@ -175,6 +180,9 @@ template <typename Accumulator, int kTileM>
 struct RegisterTile {
     static constexpr int kThreadM = kTileM / 8;
     static constexpr int kRowRun = kThreadM < kRun ? kThreadM : kRun;
+    static constexpr int kRunsPerRow = kThreadN / kRun;
+    static constexpr int kRuns = kThreadM * kRunsPerRow;
+    using Run = Vector<Accumulator, kRun>;
 
     Accumulator sums[kThreadM][kThreadN] = {};
     int first_row, first_column;
@@ -188,21 +196,24 @@ struct RegisterTile {
 
     static __device__ __forceinline__ int column_offset(int run) { return run * (kTileN / 2); }
 
+    __device__ __forceinline__ Accumulator& of_run(int run, int v) {
+        return sums[run / kRunsPerRow][run % kRunsPerRow * kRun + v];
+    }
+
     __device__ __forceinline__ void multiply(const Accumulator (&row)[kTileK][kTileM + 4],
                                              const Accumulator (&patch)[kTileK][kTileN]) {
 #pragma unroll
         for (int k = 0; k < kTileK; ++k) {
             Vector<Accumulator, kRowRun> a[kThreadM / kRowRun];
-            Vector<Accumulator, kRun> b[kThreadN / kRun];
+            Run b[kRunsPerRow];
 #pragma unroll
             for (int i = 0; i < kThreadM / kRowRun; ++i) {
                 a[i] = *reinterpret_cast<const Vector<Accumulator, kRowRun>*>(
                     &row[k][first_row + i * kRowRun]);
             }
 #pragma unroll
-            for (int j = 0; j < kThreadN / kRun; ++j) {
-                b[j] = *reinterpret_cast<const Vector<Accumulator, kRun>*>(
-                    &patch[k][first_column + column_offset(j)]);
+            for (int j = 0; j < kRunsPerRow; ++j) {
+                b[j] = *reinterpret_cast<const Run*>(&patch[k][first_column + column_offset(j)]);
             }
 #pragma unroll
             for (int i = 0; i < kThreadM; ++i) {
@@ -215,37 +226,43 @@ struct RegisterTile {
     }
 
     // Adds the sums to the second set. What rounding loses of each addition starts the next sum, so
-    // that the length of the second chain costs no accuracy (Dekker's Fast2Sum).
-    __device__ __forceinline__ void promote(Accumulator (*promoted)[kThreads], bool first) {
+    // that the length of the second chain costs no accuracy (Dekker's Fast2Sum). fmax only replaces
+    // the NaN that an infinite sum loses, by something too small to matter to it.
+    __device__ __forceinline__ void promote(Run (*promoted)[kThreads], bool first) {
 #pragma unroll
-        for (int i = 0; i < kThreadM * kThreadN; ++i) {
-            Accumulator& sum = sums[i / kThreadN][i % kThreadN];
-            const Accumulator before = first ? 0 : promoted[i][threadIdx.x];
-            const Accumulator after = before + sum;
-            const Accumulator lost = sum - (after - before);
-            promoted[i][threadIdx.x] = after;
-            sum = lost - lost == 0 ? lost : 0;  // of an infinite sum nothing sensible is lost
-        }
-    }
-
-    __device__ __forceinline__ void add(const Accumulator (*promoted)[kThreads]) {
+        for (int run = 0; run < kRuns; ++run) {
+            Run& second = promoted[run][threadIdx.x];
+            const Run before = first ? Run{} : second;
+            Run after;
 #pragma unroll
-        for (int i = 0; i < kThreadM * kThreadN; ++i) {
-            sums[i / kThreadN][i % kThreadN] += promoted[i][threadIdx.x];
-        }
-    }
-
-    __device__ __forceinline__ void store(Accumulator (&out)[kTileM][kTileN]) const {
-#pragma unroll
-        for (int i = 0; i < kThreadM; ++i) {
-#pragma unroll
-            for (int j = 0; j < kThreadN / kRun; ++j) {
-                Vector<Accumulator, kRun> run;
-#pragma unroll
-                for (int v = 0; v < kRun; ++v) run.values[v] = sums[i][j * kRun + v];
-                *reinterpret_cast<Vector<Accumulator, kRun>*>(
-                    &out[first_row + i][first_column + column_offset(j)]) = run;
+            for (int v = 0; v < kRun; ++v) {
+                Accumulator& sum = of_run(run, v);
+                after.values[v] = before.values[v] + sum;
+                const Accumulator lost = sum - (after.values[v] - before.values[v]);
+                sum = fmax(lost, -kLargestLoss<Accumulator>);
             }
+            second = after;
+        }
+    }
+
+    __device__ __forceinline__ void add(const Run (*promoted)[kThreads]) {
+#pragma unroll
+        for (int run = 0; run < kRuns; ++run) {
+            const Run second = promoted[run][threadIdx.x];
+#pragma unroll
+            for (int v = 0; v < kRun; ++v) of_run(run, v) += second.values[v];
+        }
+    }
+
+    __device__ __forceinline__ void store(Accumulator (&out)[kTileM][kTileN]) {
+#pragma unroll
+        for (int run = 0; run < kRuns; ++run) {
+            Run values;
+#pragma unroll
+            for (int v = 0; v < kRun; ++v) values.values[v] = of_run(run, v);
+            const int row = first_row + run / kRunsPerRow;
+            const int column = first_column + column_offset(run % kRunsPerRow);
+            *reinterpret_cast<Run*>(&out[row][column]) = values;
         }
     }
 };
@@ -258,8 +275,8 @@ struct Shared {
     alignas(16) Accumulator row[2][kTileK][kTileM + 4];
     alignas(16) Accumulator patch[2][kTileK][kTileN];
     union {
-        Accumulator promoted[kTileM * kTileN / kThreads][kThreads];  // a thread's own second sums
-        alignas(16) Accumulator out[kTileM][kTileN];                 // the finished tile
+        Vector<Accumulator, kRun> promoted[kTileM / kRun][kThreads];  // a thread's own second sums
+        alignas(16) Accumulator out[kTileM][kTileN];                  // the finished tile
     };
 };
 
