@@ -31,9 +31,10 @@ app = typer.Typer(
     add_completion=False,
     pretty_exceptions_enable=False,
 )
-Choice = TypeVar("Choice", bound=Enum)
 cache_app = typer.Typer(help="The compiled kernels on disk.", no_args_is_help=True)
 app.add_typer(cache_app, name="cache")
+
+Choice = TypeVar("Choice", bound=Enum)
 
 
 def _split(names: str) -> list[str]:
