@@ -24,10 +24,10 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 
 
 # Two GPU tests failed in the run that this record holds. Both were at fault, not the code, and are
-# mended, but have not run on a GPU again. contract/test_gpu.py::test_gradients_on_a_side_stream held
-# float32 sums of a thousand terms to 1e-5; test_another_process_without_convsmith_compiles_nothing_
-# again in kernelbench/test_export_gpu.py counted on nobody in its own process having compiled the
-# same kernel before. The next record has to do without this exception.
+# mended, but have not run on a GPU again. In contract/test_gpu.py, test_gradients_on_a_side_stream
+# held float32 sums of a thousand terms to 1e-5. In kernelbench/test_export_gpu.py,
+# test_another_process_without_convsmith_compiles_nothing_again counted on nobody in its own process
+# having compiled the same kernel before. The next record has to do without this exception.
 KNOWN_FAULTS = {"h200": ["GPU tests: 547 passed, 2 failed"]}
 
 
