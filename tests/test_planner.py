@@ -157,6 +157,17 @@ def test_cpu_tensors() -> None:
         pass
 
 
+def test_the_simulator_gives_way_to_a_request_for_pytorch() -> None:
+    """Bitwise PyTorch's result, where our own sum of so many terms would not be."""
+    x, w = torch.randn(1, 32, 9, 9), torch.randn(8, 32, 5, 5)
+    with convsmith.simulator():
+        ours = convsmith.conv2d(x, w)
+        with convsmith.use_kernel("torch"):
+            theirs = convsmith.conv2d(x, w)
+    assert torch.equal(theirs, torch.conv2d(x, w))
+    assert not torch.equal(ours, theirs)
+
+
 def test_the_cost_of_a_weight_gradients_parts() -> None:
     """Parts fill the GPU, and their partial sums stay within bounds."""
     for shape, filters, kernel in (

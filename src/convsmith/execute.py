@@ -33,6 +33,8 @@ _DTYPES = frozenset(supported_dtypes())
 _launches: dict[object, Launch | None] = {}
 _LAUNCHES_KEPT = 16384
 
+_Geometry = tuple[Pair, Pair, Pair, int]  # stride, padding, dilation, groups
+
 
 def takes(device_type: str) -> bool:
     """Whether tensors on such a device can run on ConvSmith's kernels at this moment."""
@@ -75,9 +77,8 @@ def forward_launch(
     groups: int,
 ) -> Launch | None:
     """What ``forward`` launches for these tensors; None where PyTorch's own convolution runs."""
-    return _launch_for(
-        Direction.FORWARD, input, weight, bias, None, stride, padding, dilation, groups
-    )
+    geometry = (stride, padding, dilation, groups)
+    return _launch_for(Direction.FORWARD, input, weight, bias, None, geometry)
 
 
 def run_forward(launch: Launch, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
@@ -97,17 +98,8 @@ def input_gradient(
     groups: int,
 ) -> Tensor:
     """d(sum(grad_output * y)) / d(input); ``input_like`` gives its shape and layout."""
-    launch = _launch_for(
-        Direction.GRAD_INPUT,
-        input_like,
-        weight,
-        None,
-        grad_output,
-        stride,
-        padding,
-        dilation,
-        groups,
-    )
+    geometry = (stride, padding, dilation, groups)
+    launch = _launch_for(Direction.GRAD_INPUT, input_like, weight, None, grad_output, geometry)
     if launch is None:
         input_grad = torch.ops.aten.convolution_backward.default(
             grad_output,
@@ -143,16 +135,9 @@ def weight_gradient(
     ``weight_like`` gives the weight's shape and layout.
     """
     bias_grad = grad_output.new_empty(weight_like.shape[0]) if has_bias else None
+    geometry = (stride, padding, dilation, groups)
     launch = _launch_for(
-        Direction.GRAD_WEIGHT,
-        input,
-        weight_like,
-        bias_grad,
-        grad_output,
-        stride,
-        padding,
-        dilation,
-        groups,
+        Direction.GRAD_WEIGHT, input, weight_like, bias_grad, grad_output, geometry
     )
     if launch is None:
         _, weight_grad, bias_grad = torch.ops.aten.convolution_backward.default(
@@ -189,7 +174,7 @@ def prefers_torch(
     """Whether PyTorch's own convolution runs in every direction that this call may come to need."""
     if not takes(input.device.type):
         return True
-    operands = (stride, padding, dilation, groups)
+    geometry = (stride, padding, dilation, groups)
     directions = [Direction.FORWARD]
     if torch.is_grad_enabled():
         if input.requires_grad:
@@ -197,7 +182,7 @@ def prefers_torch(
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             directions.append(Direction.GRAD_WEIGHT)
     return all(
-        _launch_for(direction, input, weight, bias, None, *operands) is None
+        _launch_for(direction, input, weight, bias, None, geometry) is None
         for direction in directions
     )
 
@@ -208,18 +193,11 @@ def _launch_for(
     weight: Tensor,
     bias: Tensor | None,
     grad_output: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
+    geometry: _Geometry,
 ) -> Launch | None:
     """The launch of our kernel for these tensors; None where PyTorch's own convolution runs."""
     dtype = input.dtype
-    if dtype not in _DTYPES:
-        return None
-    simulate = is_simulating()
-    requested = requested_kernel()
-    if not (input.is_cuda or simulate or requested is not None):
+    if dtype not in _DTYPES or not takes(input.device.type):
         return None
     key = (
         direction,
@@ -233,10 +211,7 @@ def _launch_for(
         weight.device,
         None if bias is None else (bias.shape, bias.dtype, bias.device),
         None if grad_output is None else (grad_output.shape, grad_output.stride()),
-        stride,
-        padding,
-        dilation,
-        groups,
+        geometry,
         switches(),
     )
     try:
@@ -245,20 +220,8 @@ def _launch_for(
         if len(_launches) >= _LAUNCHES_KEPT:
             _launches.clear()
     launch = None
-    if _is_ordinary(input, weight, bias, groups):
-        launch = _make_launch(
-            direction,
-            input,
-            weight,
-            bias,
-            grad_output,
-            stride,
-            padding,
-            dilation,
-            groups,
-            requested,
-            simulate and not input.is_cuda,
-        )
+    if _is_ordinary(input, weight, bias, geometry[3]):
+        launch = _make_launch(direction, input, weight, bias, grad_output, geometry)
     _launches[key] = launch
     return launch
 
@@ -269,25 +232,12 @@ def _make_launch(
     weight: Tensor,
     bias: Tensor | None,
     grad_output: Tensor | None,
-    stride: Pair,
-    padding: Pair,
-    dilation: Pair,
-    groups: int,
-    requested: str | None,
-    simulate: bool,
+    geometry: _Geometry,
 ) -> Launch | None:
+    requested = requested_kernel()
+    simulate = is_simulating() and not input.is_cuda and requested != TORCH
     try:
-        spec = ConvSpec.of(
-            direction,
-            input,
-            weight,
-            bias is not None,
-            stride,
-            padding,
-            dilation,
-            groups,
-            grad_output,
-        )
+        spec = ConvSpec.of(direction, input, weight, bias is not None, *geometry, grad_output)
     except ValueError:
         return None  # PyTorch says what is wrong, in its own words
     if 0 in (*spec.input_shape, *spec.weight_shape):

@@ -1,47 +1,23 @@
-"""The ways a convolution can run, each of which has to keep PyTorch's contract."""
+"""The fixture `backend`: every convolution of a test runs in one of the ways of running.py."""
 
 from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass
 
 import pytest
+from running import DEVICES, Backend
 
 import convsmith
 from convsmith import Precision, execute, functional
 from convsmith.bench.switches import precision_class
-
-_DEVICES = {
-    "operators": "cpu",  # The operators with PyTorch's arithmetic: all that is around a kernel.
-    "simulator": "cpu",  # ConvSmith's kernels on the CPU.
-    "cuda": "cuda",  # ConvSmith's kernels on a GPU.
-}
-
-
-@dataclass
-class Backend:
-    """One way to run, and how many calls were handed to PyTorch's conv2d all the same."""
-
-    name: str
-    device: str
-    handed_over: int = 0
-
-
-def backends(*names: str) -> pytest.MarkDecorator:
-    """Parametrise a test over some of the ways to run."""
-    marked = [
-        pytest.param(name, marks=pytest.mark.gpu if _DEVICES[name] == "cuda" else ())
-        for name in names
-    ]
-    return pytest.mark.parametrize("backend", marked, indirect=True)
 
 
 @pytest.fixture
 def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> Iterator[Backend]:
     """Makes every convolution that is not handed to PyTorch run as the parameter says."""
     name: str = request.param
-    chosen = Backend(name, _DEVICES[name])
+    chosen = Backend(name, DEVICES[name])
     way: AbstractContextManager[None] = nullcontext()
     if name == "operators":
         monkeypatch.setattr(execute, "takes", lambda device_type: True)

@@ -8,7 +8,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, upstream_of
-from conftest import backends
+from running import backends
 from torch import nn
 
 import convsmith

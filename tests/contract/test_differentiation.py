@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close
-from conftest import backends
+from running import backends
 from torch import Tensor, func, nn
 from torch.autograd import forward_ad
 from torch.utils.checkpoint import checkpoint

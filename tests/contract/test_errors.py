@@ -8,7 +8,7 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from conftest import backends
+from running import backends
 from torch import nn
 
 import convsmith

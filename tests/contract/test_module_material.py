@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 import torch
 from comparison import assert_close, upstream_of
-from conftest import backends
 from material import internal
+from running import backends
 from torch import nn
 from torch.autograd import gradcheck, gradgradcheck
 

@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, results_and_gradients
-from conftest import backends
+from running import backends
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode

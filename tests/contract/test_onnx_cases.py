@@ -10,8 +10,8 @@ from typing import Any
 import onnx
 import pytest
 import torch
-from conftest import backends
 from onnx import numpy_helper
+from running import backends
 from torch import Tensor
 
 import convsmith

@@ -8,8 +8,8 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, references, results_and_gradients
-from conftest import backends
 from material import opinfo, samples, tensors_of
+from running import backends
 from torch.autograd import gradcheck, gradgradcheck
 from torch.utils._python_dispatch import TorchDispatchMode
 

@@ -8,9 +8,9 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, references, results_and_gradients
-from conftest import Backend, backends
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
+from running import Backend, backends
 from torch import Tensor
 
 import convsmith

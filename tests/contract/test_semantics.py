@@ -9,7 +9,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, is_channels_last, references, results_and_gradients
-from conftest import Backend, backends
+from running import Backend, backends
 from torch import Tensor, nn
 
 import convsmith

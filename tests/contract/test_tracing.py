@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from comparison import assert_close, is_channels_last, upstream_of
-from conftest import backends
+from running import backends
 from torch import Tensor, nn
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.fx.experimental.proxy_tensor import make_fx
