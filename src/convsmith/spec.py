@@ -250,16 +250,6 @@ class ConvSpec:
         """Whether the output (or upstream gradient) is laid out channels last."""
         return strides_like_channels_last(self.output_shape, self.output_strides)
 
-    @property
-    def needs_wide_offsets(self) -> bool:
-        """Whether an element of some tensor lies further than 2**31 - 1 elements from its first."""
-        tensors = (
-            (self.input_shape, self.input_strides),
-            (self.weight_shape, self.weight_strides),
-            (self.output_shape, self.output_strides),
-        )
-        return any(extent(shape, strides) > 2**31 - 1 for shape, strides in tensors)
-
     def __str__(self) -> str:
         def pair(name: str, value: Pair, default: int) -> str:
             return "" if value == (default, default) else f", {name} {value[0]}x{value[1]}"

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convsmith import execute
-from convsmith.spec import Pair, output_extent
+from convsmith.spec import Pair
 
 LAYOUTS = ("nchw", "channels_last", "transposed", "sliced", "expanded")
 
@@ -155,14 +155,3 @@ def _by_pytorch(
         (True, True, True),
     )
     return {"y": y, "dx": dx, "dw": dw, "db": db}
-
-
-def output_size(case: Case) -> Pair:
-    """(P, Q) of a case."""
-    rows, columns = (
-        output_extent(*numbers)
-        for numbers in zip(
-            case.size, case.kernel_size, case.stride, case.padding, case.dilation, strict=True
-        )
-    )
-    return rows, columns
