@@ -13,7 +13,7 @@ help:
 	@echo 'make test        install the development tools and run every check and test'
 	@echo 'make lint        only the checks of style and types'
 	@echo 'make format      rewrite the sources in the style that make lint asks for'
-	@echo 'make gpu-record  on a GPU: run its tests and the core suite, write benchmarks/results/'
+	@echo 'make gpu-record  on a GPU: run its tests and the suites, write benchmarks/results/'
 	@echo 'make clean       remove .venv and everything that was built'
 
 demo: $(VENV)/installed

@@ -1,4 +1,4 @@
-"""Draw PyTorch's time over ConvSmith's, layer by layer, from a benchmark record.
+"""Draw PyTorch's time over ConvSmith's on the core suite, layer by layer, from a benchmark record.
 
 python benchmarks/plot_ratios.py [record.json] [-o docs/images/ratios.png]
 """
@@ -48,7 +48,7 @@ def main() -> None:
 
 def draw(measured: Record, output: Path) -> None:
     """A panel for each direction: bars against PyTorch NCHW, marks against channels last."""
-    rows = [row for row in measured["rows"] if row["layout"] == "nchw" and "ratio" in row]
+    rows = [row for row in measured["rows"] if is_drawn(row)]
     layers = list(dict.fromkeys(row["layer"] for row in rows))
     figure, panels = plt.subplots(len(TITLES), 1, figsize=(11, 9), sharex=True, sharey=True)
     for axes, (direction, title) in zip(panels, TITLES.items(), strict=True):
@@ -66,6 +66,12 @@ def draw(measured: Record, output: Path) -> None:
     output.parent.mkdir(parents=True, exist_ok=True)
     figure.savefig(output, dpi=110)
     plt.close(figure)
+
+
+def is_drawn(row: Row) -> bool:
+    """Whether the picture has a place for ``row``: a right one of core, float32 in NCHW."""
+    kind = (row["suite"], row["layout"])
+    return kind == ("core", "nchw") and row["precision"] in CLASSES and "ratio" in row
 
 
 def draw_panel(axes: Axes, rows: list[Row], layers: list[str]) -> None:

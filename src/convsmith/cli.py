@@ -111,7 +111,7 @@ def bench(
     problems: Annotated[
         list[Path] | None, typer.Argument(help="Problem files; without any, a suite of layers.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="The suite of layers.")] = "core",
+    suite: Annotated[str, typer.Option(help="The suite of layers: core, depthwise.")] = "core",
     against: Annotated[
         str, typer.Option(help="Peers to time beside ConvSmith: torch,channels_last,compile.")
     ] = "torch,channels_last",
@@ -130,7 +130,7 @@ def bench(
 ) -> None:
     """Measure time, ratio, share of the floor, error and memory. Exit status 1: a wrong result."""
     from convsmith.bench import command
-    from convsmith.bench.run import Selection
+    from convsmith.bench.selections import Selection
 
     peers = command.peers(against)
     classes = _chosen(precisions, tuple(DTYPE))

@@ -10,10 +10,12 @@ import pytest
 import torch
 
 from convsmith import planner
-from convsmith.bench import ceilings, digest, memory, run, timing
+from convsmith.bench import accuracy, ceilings, digest, memory, timing
 from convsmith.bench.record import Record, Row
-from convsmith.bench.suites import DIRECTIONS, PRECISIONS, SUITES, Layer, Layout
+from convsmith.bench.selections import RECORDED
+from convsmith.bench.suites import DTYPE, SUITES, Layer, Layout
 from convsmith.roofline import Ceilings, floor_ms
+from convsmith.spec import Direction, Precision
 
 RATES = Ceilings(4.0, 50.0, 400.0, 750.0, 780.0)
 
@@ -63,10 +65,9 @@ def bench_on_cpu(monkeypatch: pytest.MonkeyPatch) -> torch.device:
     return torch.device("cpu")
 
 
-def invented_row(layer: Layer, direction: str, precision: str) -> Row:
+def invented_row(suite: str, layer: Layer, direction: Direction, precision: Precision) -> Row:
     """A right row, as if it had been measured."""
-    spec = layer.spec(run.Direction(direction), run.Precision(precision), Layout.NCHW)
-    floor = floor_ms(spec, RATES)
+    floor = floor_ms(layer.spec(direction, precision, Layout.NCHW), RATES)
     ms = 2 * floor
     errors: Any = {
         "rms_error": 1e-7,
@@ -75,16 +76,16 @@ def invented_row(layer: Layer, direction: str, precision: str) -> Row:
         "torch_max_error": 5e-7,
     }
     return {
-        "suite": "core",
+        "suite": suite,
         "layer": layer.name,
-        "direction": direction,
-        "precision": precision,
+        "direction": direction.value,
+        "precision": precision.value,
         "layout": "nchw",
         "kernel": planner.KERNELS[0],
         "run": 0,
         "floor_ms": floor,
         "predicted_ms": 1.5 * floor,
-        "errors": {name: dict(errors) for name in ("rand", "wide", "randn")},
+        "errors": {one.value: dict(errors) for one in accuracy.distributions(DTYPE[precision])},
         **errors,
         "ms": ms,
         "ms_p20": 0.9 * ms,
@@ -101,7 +102,7 @@ def invented_row(layer: Layer, direction: str, precision: str) -> Row:
 
 @pytest.fixture
 def record() -> Record:
-    """A complete, right record of the core suite with invented numbers."""
+    """A complete, right record with invented numbers."""
     return {
         "gpu": "An Invented GPU",
         "torch": "2.13.0",
@@ -121,9 +122,9 @@ def record() -> Record:
         "sanitizer": {"memcheck": 0, "racecheck": 0, "synccheck": 0},
         "start_up": {"first_call_s": {"direct": 4.0}},
         "rows": [
-            invented_row(layer, direction.value, precision.value)
-            for layer in SUITES["core"]
-            for direction in DIRECTIONS
-            for precision in PRECISIONS
+            invented_row(selection.suite, layer, direction, precision)
+            for selection in RECORDED
+            for layer, direction, _ in selection.groups()
+            for precision in selection.precisions
         ],
     }

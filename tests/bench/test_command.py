@@ -10,7 +10,7 @@ import torch
 from convsmith.bench import command, record, run
 from convsmith.bench.command import bench_problems, bench_suite, peers
 from convsmith.bench.contestants import Peer
-from convsmith.bench.run import Selection
+from convsmith.bench.selections import Selection
 from convsmith.errors import ConvSmithError
 from convsmith.spec import Precision
 

@@ -10,11 +10,20 @@ from pathlib import Path
 import pytest
 import torch
 
-from convsmith.bench import gpu_record, gpu_tests, record, run, sanitizer, start_up
+from convsmith.bench import (
+    gpu_record,
+    gpu_tests,
+    record,
+    run,
+    sanitizer,
+    selections,
+    start_up,
+)
 from convsmith.bench.record import Record
+from convsmith.bench.selections import Selection
 from convsmith.errors import ConvSmithError
 from convsmith.kernels import direct
-from convsmith.spec import Direction
+from convsmith.spec import Direction, Precision
 
 TESTS: record.Tests = {"passed": 7, "failed": 0, "skipped": 1}
 CLEAN = {"memcheck": 0, "racecheck": 0, "synccheck": 0}
@@ -30,7 +39,7 @@ def gathered(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> lis
         steps.append(name)
         return result
 
-    monkeypatch.setattr(gpu_record, "SUITE", "tiny")
+    monkeypatch.setattr(selections, "RECORDED", (Selection("tiny"),))
     monkeypatch.setattr(run, "require_gpu", lambda: bench_on_cpu)
     monkeypatch.setattr(gpu_tests, "run", lambda tests: step("tests", TESTS))
     monkeypatch.setattr(sanitizer, "run", lambda script: step("sanitizer", CLEAN))
@@ -59,6 +68,25 @@ def test_what_is_there_is_not_done_again(gathered: list[str], tmp_path: Path) ->
     before = output.read_bytes()
     assert gpu_record.main(options) == gpu_record.COMPLETE
     assert output.read_bytes() == before
+
+
+def test_the_suites_of_a_record_are_measured_in_turn(
+    gathered: list[str], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Into one record, which other options continue."""
+    half = Selection("tiny", ("depthwise",), precisions=(Precision.BFLOAT16,))
+    monkeypatch.setattr(selections, "RECORDED", (Selection("tiny"), half))
+    output = tmp_path / "gpu.json"
+    options = ["--output", str(output)]
+    first = gpu_record.main([*options, "--layers", "depthwise", "--directions", "forward"])
+    assert first == gpu_record.INCOMPLETE
+    written = [(row["layer"], row["precision"]) for row in record.load(output)["rows"]]
+    assert written == [("depthwise", one) for one in ("tf32", "float32", "bfloat16")]
+    assert gpu_record.main([*options, "--precisions", "bfloat16"]) == gpu_record.INCOMPLETE
+    assert len(record.load(output)["rows"]) == 5
+    assert gpu_record.main(options) == gpu_record.COMPLETE
+    assert len(record.load(output)["rows"]) == 15
+    assert gpu_record.main([*options, "--layers", "nothing"]) == gpu_record.NOT_DONE
 
 
 def test_a_record_of_other_kernels_is_replaced(gathered: list[str], tmp_path: Path) -> None:
@@ -114,7 +142,7 @@ def test_records_are_merged_without_a_gpu(
     output = tmp_path / "whole.json"
     options = ["--output", str(output), "--merge", *map(str, parts), "--steps"]
     assert gpu_record.main(options) == gpu_record.COMPLETE
-    assert len(json.loads(output.read_text())["rows"]) == 174
+    assert len(json.loads(output.read_text())["rows"]) == 330
     assert "complete and right" in capsys.readouterr().out
 
 
@@ -127,7 +155,7 @@ def test_an_incomplete_record_says_what_is_missing(
     assert gpu_record.main(options) == gpu_record.INCOMPLETE
     printed = capsys.readouterr().out
     assert "not measured" in printed
-    assert "and 44 things more" in printed
+    assert "and 200 things more" in printed
 
 
 def test_what_cannot_be_done_is_one_line(

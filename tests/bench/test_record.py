@@ -96,7 +96,7 @@ def test_a_row_measured_again_replaces_the_earlier_one(record: Record) -> None:
     again["torch_ms"] *= 2
     second["rows"].append(again)
     whole = merge(first, second)
-    assert len(whole["rows"]) == 174
+    assert len(whole["rows"]) == len(record["rows"])
     assert whole["rows"][0]["torch_ms"] == again["torch_ms"]
     assert whole["rows"][0]["run"] == 1
 

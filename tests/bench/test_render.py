@@ -8,7 +8,7 @@ import pytest
 from rich.console import Console
 
 from convsmith.bench.record import Record, Row
-from convsmith.bench.render import print_rows, progress
+from convsmith.bench.render import print_rows, progress, summary
 
 
 def shown(rows: list[Row], width: int = 200) -> str:
@@ -54,6 +54,38 @@ def test_columns_of_peers_that_were_not_timed_are_left_out(row: Row) -> None:
     assert "compile" not in heading
     row["torch_compile_ms"] = 3.7
     assert "compile" in shown([row]).splitlines()[0]
+
+
+def test_the_summary_counts_what_is_slower_and_names_the_worst(record: Record) -> None:
+    rows = record["rows"]
+    for row in rows:
+        row["kernel"] = "direct"
+    first, second, third = rows[0], rows[1], rows[2]
+    first.update(torch_ms=0.9 * first["ms"], kernel="torch")
+    second.update(torch_ms=0.7 * second["ms"], layout="nhwc")
+    third["fault"] = "randn: rms error nan, at most 1e-07"
+    rows[-1]["torch_channels_last_ms"] = 0.5 * rows[-1]["ms"]
+    rows[180]["torch_ms"] = 2.5 * rows[180]["ms"]
+    del rows[180]["torch_channels_last_ms"]
+    console = Console(file=StringIO(), width=200)
+    console.print(summary(rows))
+    output = console.file
+    assert isinstance(output, StringIO)
+    core, sweep = (" ".join(line.split()) for line in output.getvalue().splitlines()[1:])
+    assert core == (
+        "core 185 2 (1 on PyTorch's kernel) kb50 forward float32 nhwc 0.70 "
+        "1 convnext_dw7 grad_weight bfloat16 0.50"
+    )
+    assert sweep.startswith("depthwise 144 0 dw_b64_c64_112_k3_s2 forward float32 2.50 0 ")
+
+
+def test_the_summary_ends_what_is_shown(row: Row) -> None:
+    last = shown([row]).splitlines()[-1].split()
+    assert last[:3] == ["core", "1", "0"]
+    row["fault"] = "wide: rms error nan, at most 1e-07"
+    assert "core" not in shown([row])
+    del row["fault"], row["torch_channels_last_ms"]
+    assert shown([row]).splitlines()[-1].split()[-1] == "2.20"
 
 
 def test_a_narrow_terminal_loses_no_number(row: Row) -> None:

@@ -10,9 +10,8 @@ import torch
 
 from convsmith.bench import digest, record, run
 from convsmith.bench.record import Record, Row
-from convsmith.bench.run import Selection, open_rows, require_gpu
-from convsmith.bench.suites import CORE
-from convsmith.bench.validate import required_rows
+from convsmith.bench.run import open_rows, require_gpu
+from convsmith.bench.selections import Selection
 from convsmith.errors import ConvSmithError
 from convsmith.spec import Direction, Precision
 
@@ -25,34 +24,12 @@ def tiny() -> Selection:
 def measured(device: torch.device, earlier: Record | None = None, **options: Any) -> Record:
     """The tiny suite, or what ``earlier`` lacks of it."""
     whole = run.begin(device, earlier)
-    run.fill(whole, options.pop("selection", tiny()), device, **options)
+    run.fill(whole, [options.pop("selection", tiny())], device, **options)
     return whole
 
 
 def titles(rows: list[Row]) -> list[tuple[str, str, str]]:
     return [(row["layer"], row["direction"], row["precision"]) for row in rows]
-
-
-def test_the_default_selection_is_what_a_record_needs() -> None:
-    assert set(Selection().row_keys()) == required_rows("core")
-    assert [layer.name for layer, _, _ in Selection().groups()][::3] == [one.name for one in CORE]
-
-
-def test_a_selection_narrows_every_axis() -> None:
-    narrow = Selection(
-        layers=("kb55", "kb56"), directions=(Direction.FORWARD,), precisions=(Precision.TF32,)
-    )
-    assert narrow.row_keys() == [
-        ("core", "kb55", "forward", "tf32", "nchw"),
-        ("core", "kb56", "forward", "tf32", "nchw"),
-    ]
-
-
-def test_unknown_names_are_refused_with_the_known_ones() -> None:
-    with pytest.raises(ConvSmithError, match="no suite 'cor'; there is core"):
-        Selection("cor")
-    with pytest.raises(ConvSmithError, match="has no layer kb54; it has kb50, kb55"):
-        Selection(layers=("kb55", "kb54"))
 
 
 def test_without_a_gpu_it_says_so(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -75,6 +52,19 @@ def test_it_measures_writes_and_reports_every_row(
     assert not any("fault" in row for row in written["rows"])
 
 
+def test_several_selections_are_measured_in_turn(bench_on_cpu: torch.device) -> None:
+    """A layer of two selections gets the rows of both."""
+    half = Selection("tiny", ("dense",), (Direction.FORWARD,), (Precision.FLOAT16,))
+    whole = run.begin(bench_on_cpu)
+    run.fill(whole, [tiny(), half], bench_on_cpu)
+    assert titles(whole["rows"])[-2:] == [
+        ("depthwise", "grad_weight", "float32"),
+        ("dense", "forward", "float16"),
+    ]
+    assert len(whole["rows"]) == 13
+    assert open_rows([tiny(), half], whole) == []
+
+
 def test_a_run_that_is_cut_short_is_continued(bench_on_cpu: torch.device, tmp_path: Path) -> None:
     output = tmp_path / "gpu.json"
 
@@ -91,7 +81,7 @@ def test_a_run_that_is_cut_short_is_continued(bench_on_cpu: torch.device, tmp_pa
     assert len(observed) == 4
     assert len(whole["rows"]) == 12
     assert [row["run"] for row in whole["rows"]] == [0] * 8 + [1] * 4
-    assert open_rows(tiny(), whole) == []
+    assert open_rows([tiny()], whole) == []
 
 
 def test_time_boxed(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -104,7 +94,7 @@ def test_time_boxed(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch)
 def test_a_wrong_row_is_measured_again(bench_on_cpu: torch.device) -> None:
     whole = measured(bench_on_cpu)
     whole["rows"][3]["fault"] = "randn: rms error nan, at most 1e-07"
-    assert open_rows(tiny(), whole) == [record.key_of(whole["rows"][3])]
+    assert open_rows([tiny()], whole) == [record.key_of(whole["rows"][3])]
     again = measured(bench_on_cpu, earlier=whole)
     assert "fault" not in again["rows"][3]
     assert [row["run"] for row in again["rows"]].count(1) == 1

@@ -1,11 +1,19 @@
-"""The core suite is complete, and its layers are the published ones."""
+"""The core suite is complete and its layers the published ones; the sweep covers what it says."""
 
 from __future__ import annotations
 
 import pytest
 import torch
 
-from convsmith.bench.suites import CORE, DIRECTIONS, DTYPE, PRECISIONS, Layer, Layout
+from convsmith.bench.suites import (
+    CORE,
+    DEPTHWISE,
+    DIRECTIONS,
+    DTYPE,
+    PRECISIONS,
+    Layer,
+    Layout,
+)
 from convsmith.spec import Direction, Precision
 
 KERNELBENCH = {f"kb{number}" for number in (50, 55, 56, 62, 63, 80, 82, 83, 84, 85, 86, 87)}
@@ -70,7 +78,7 @@ def test_the_core_suite_has_its_29_layers_once_each() -> None:
     assert set(names) == KERNELBENCH | NETWORKS
 
 
-def test_a_record_covers_all_directions_and_both_classes_of_float32() -> None:
+def test_the_default_is_all_directions_and_both_classes_of_float32() -> None:
     assert set(DIRECTIONS) == {Direction.FORWARD, Direction.GRAD_INPUT, Direction.GRAD_WEIGHT}
     assert set(PRECISIONS) == {Precision.TF32, Precision.FLOAT32}
 
@@ -82,6 +90,61 @@ def test_a_layer_has_its_published_size(layer: Layer, direction: Direction) -> N
     assert (spec.operations / 1e9, spec.bytes_moved / 1e9) == pytest.approx(
         COUNTED[layer.name], rel=1e-3
     )
+
+
+def sizes(layer: Layer) -> tuple[int, int]:
+    """Channels and filters of a group."""
+    return layer.input_shape[1] // layer.groups, layer.out_channels // layer.groups
+
+
+def telling_name(layer: Layer) -> str:
+    """The name that the numbers of a layer of the sweep ask for."""
+
+    def pair(first: int, second: int) -> str:
+        return str(first) if first == second else f"{first}x{second}"
+
+    batch, channels, *plane = layer.input_shape
+    own, filters = sizes(layer)
+    parts = ["dw" if own == 1 else f"g{own}f{filters}"]
+    parts += [f"b{batch}", f"c{channels}", pair(*plane), "k" + pair(*layer.kernel_size)]
+    usual = tuple(
+        dilation * (kernel - 1) // 2
+        for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
+    )
+    parts += ["s" + pair(*layer.stride)] if layer.stride != (1, 1) else []
+    parts += ["d" + pair(*layer.dilation)] if layer.dilation != (1, 1) else []
+    parts += ["p" + pair(*layer.padding)] if layer.padding != usual else []
+    parts += [f"m{filters}"] if own == 1 < filters else []
+    return "_".join(parts)
+
+
+@pytest.mark.parametrize("layer", DEPTHWISE, ids=lambda layer: layer.name)
+def test_a_layer_of_the_sweep_is_what_its_name_says_and_small(layer: Layer) -> None:
+    assert layer.name == telling_name(layer)
+    assert layer.groups > 1
+    assert sizes(layer)[0] < 8
+    spec = layer.spec(Direction.FORWARD, Precision.FLOAT32, Layout.NCHW)
+    assert spec.bytes_moved < 0.5e9
+    # PyTorch's own kernels take up to 5 ps for each product of the sum: 20 ms.
+    assert spec.operations / 2 < 4e9
+
+
+def test_the_sweep_has_48_layers_and_covers_every_axis() -> None:
+    assert len({layer.name for layer in DEPTHWISE}) == len(DEPTHWISE) == 48
+    depthwise = [layer for layer in DEPTHWISE if sizes(layer)[0] == 1]
+    assert {layer.input_shape[0] for layer in depthwise} >= {1, 2, 3, 8, 16, 32, 64, 128, 256}
+    planes = {layer.input_shape[2:] for layer in depthwise}
+    assert planes >= {(size, size) for size in (7, 14, 15, 28, 31, 57, 113, 127, 257, 512)}
+    assert planes >= {(13, 29), (63, 31), (96, 72), (200, 304)}
+    kernels = {layer.kernel_size for layer in depthwise}
+    assert kernels >= {(size, size) for size in (1, 2, 3, 4, 5, 7, 9, 11, 13, 15, 21, 31)}
+    assert kernels >= {(1, 7), (7, 1), (3, 5), (1, 31)}
+    assert {layer.stride for layer in depthwise} == {(1, 1), (2, 2), (1, 2)}
+    assert {layer.dilation for layer in depthwise} == {(size, size) for size in (1, 2, 3, 4)}
+    assert max(layer.input_shape[1] for layer in depthwise) == 2048
+    assert {sizes(layer)[1] for layer in depthwise} == {1, 2, 4}
+    narrow = {sizes(layer) for layer in DEPTHWISE} - {sizes(layer) for layer in depthwise}
+    assert narrow == {(2, 2), (3, 5), (4, 4), (5, 5), (7, 14)}
 
 
 @pytest.mark.parametrize("layout", Layout)

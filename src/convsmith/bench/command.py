@@ -11,7 +11,7 @@ from convsmith.bench import problems, record, render, run
 from convsmith.bench.contestants import Peer
 from convsmith.bench.measure import Conditions
 from convsmith.bench.record import Record, Row
-from convsmith.bench.run import Selection
+from convsmith.bench.selections import Selection, require_known
 from convsmith.bench.suites import PRECISIONS
 from convsmith.errors import ConvSmithError
 from convsmith.roofline import Ceilings
@@ -56,10 +56,10 @@ def bench_suite(
     earlier = record.load(json) if json is not None and json.exists() else None
     console = render.new_console()
     whole = run.begin(device, earlier)
-    with render.progress(len(run.open_rows(selection, whole)), console) as observe:
+    with render.progress(len(run.open_rows([selection], whole)), console) as observe:
         run.fill(
             whole,
-            selection,
+            [selection],
             device,
             output=json,
             against=against,
@@ -84,7 +84,7 @@ def bench_problems(
     Raises:
         ConvSmithError: there is no GPU, or a problem cannot be loaded or exported.
     """
-    run.require_known(precisions)
+    require_known(precisions)
     device = run.require_gpu()
     console = render.new_console()
     whole = run.begin(device)

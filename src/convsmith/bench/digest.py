@@ -12,8 +12,8 @@ from pathlib import Path
 PACKAGE = Path(__file__).parents[1]
 
 # Device code and the Python that tiles and launches it, the binding it is launched through, and
-# the planner that chooses among kernels.
-SOURCES = ("kernels/**/*", "jit/binding.cpp", "planner.py")
+# the planner that chooses among kernels with the times it expects of PyTorch's.
+SOURCES = ("kernels/**/*", "jit/binding.cpp", "planner.py", "pytorch_times.py")
 
 
 def kernel_files(package: Path = PACKAGE) -> list[Path]:

@@ -2,8 +2,8 @@
 
     python -m convsmith.bench.gpu_record
 
-runs the GPU tests, compute-sanitizer, the start-up times and the core suite, writes the record of
-this GPU under benchmarks/results/, and says what keeps it from being complete and right. Whatever
+runs the GPU tests, compute-sanitizer, the start-up times and the suites, writes the record of this
+GPU under benchmarks/results/, and says what keeps it from being complete and right. Whatever
 the record already holds of these kernels is kept, so a run that was stopped is continued by the
 next one.
 """
@@ -14,18 +14,27 @@ import argparse
 import re
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 
 import torch
 
-from convsmith.bench import gpu_tests, record, render, run, sanitizer, start_up, validate
+from convsmith.bench import (
+    gpu_tests,
+    record,
+    render,
+    run,
+    sanitizer,
+    selections,
+    start_up,
+    validate,
+)
 from convsmith.bench.record import Record
-from convsmith.bench.run import Selection
-from convsmith.bench.suites import DIRECTIONS, PRECISIONS
+from convsmith.bench.selections import Selection
+from convsmith.bench.suites import DIRECTIONS, DTYPE
 from convsmith.errors import ConvSmithError
 from convsmith.spec import Direction, Precision
 
-SUITE = "core"
 RESULTS = Path("benchmarks", "results")
 TESTS = Path("tests")
 SANITIZER_SCRIPT = TESTS / "bench" / "sanitizer_cases.py"
@@ -58,25 +67,25 @@ def _parser() -> argparse.ArgumentParser:
     add("--merge", type=Path, nargs="+", default=[], help="earlier records, to be continued")
     add("--steps", nargs="*", choices=STEPS, default=STEPS, help="none: only merge (default: all)")
     add("--minutes", type=float, help="begin no layer after so many minutes")
-    add("--layers", nargs="+", default=[], help="some of the suite's (default: all)")
+    add("--layers", nargs="+", default=[], help="some of the suites' (default: all)")
     directions = [direction.value for direction in DIRECTIONS]
     add("--directions", nargs="+", choices=directions, default=directions)
-    precisions = [precision.value for precision in PRECISIONS]
+    precisions = [precision.value for precision in DTYPE]
     add("--precisions", nargs="+", choices=precisions, default=precisions)
     return parser
 
 
 def _run(options: argparse.Namespace) -> int:
     started = time.monotonic()
-    selection = Selection(
-        SUITE,
-        tuple(options.layers),
-        tuple(Direction(name) for name in options.directions),
-        tuple(Precision(name) for name in options.precisions),
+    wanted = selections.narrowed(
+        selections.RECORDED,
+        options.layers,
+        [Direction(name) for name in options.directions],
+        [Precision(name) for name in options.precisions],
     )
     output = options.output or _default_output()
     earlier = record.merge_all([*map(record.load, options.merge), *_continuable(output)])
-    steps = [step for step in options.steps if _is_open(step, selection, earlier)]
+    steps = [step for step in options.steps if _is_open(step, wanted, earlier)]
     if steps:
         device = run.require_gpu()
         whole = run.begin(device, earlier)
@@ -85,7 +94,7 @@ def _run(options: argparse.Namespace) -> int:
             seconds = options.minutes and 60 * options.minutes - (time.monotonic() - started)
             try:
                 if step == "suite":
-                    _measure_suite(whole, selection, device, output, seconds)
+                    _measure(whole, wanted, device, output, seconds)
                 else:
                     _gather(step, whole)
             except ConvSmithError as error:  # the other steps' evidence is worth having
@@ -116,10 +125,10 @@ def _continuable(output: Path) -> list[Record]:
     return []
 
 
-def _is_open(step: str, selection: Selection, earlier: Record | None) -> bool:
+def _is_open(step: str, wanted: Sequence[Selection], earlier: Record | None) -> bool:
     """Whether ``earlier`` lacks the evidence of ``step``, or what it has is not good."""
     if step == "suite":
-        return bool(run.open_rows(selection, earlier))
+        return bool(run.open_rows(wanted, earlier))
     if earlier is None:
         return True
     if step == "tests":
@@ -138,12 +147,16 @@ def _gather(step: str, whole: Record) -> None:
         whole["start_up"] = start_up.measure()
 
 
-def _measure_suite(
-    whole: Record, selection: Selection, device: torch.device, output: Path, seconds: float | None
+def _measure(
+    whole: Record,
+    wanted: Sequence[Selection],
+    device: torch.device,
+    output: Path,
+    seconds: float | None,
 ) -> None:
-    total = len(run.open_rows(selection, whole))
+    total = len(run.open_rows(wanted, whole))
     with render.progress(total, render.new_console()) as observe:
-        run.fill(whole, selection, device, output=output, seconds=seconds, observe=observe)
+        run.fill(whole, wanted, device, output=output, seconds=seconds, observe=observe)
 
 
 def _report(whole: Record, output: Path) -> int:
@@ -151,7 +164,7 @@ def _report(whole: Record, output: Path) -> int:
     render.print_rows(whole["rows"], render.new_console())
     for name in ("tests", "sanitizer", "start_up"):
         print(f"{name}: {whole.get(name)}")
-    faults = validate.faults(whole, SUITE)
+    faults = validate.faults(whole)
     for fault in faults[:_FAULTS_SHOWN]:
         print(f"not complete: {fault}")
     if len(faults) > _FAULTS_SHOWN:

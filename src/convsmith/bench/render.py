@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from typing import cast
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn
@@ -12,6 +13,7 @@ from rich.text import Text
 
 from convsmith.bench.record import Row
 from convsmith.bench.run import Observer
+from convsmith.planner import TORCH
 
 MIB = 2**20
 
@@ -55,8 +57,7 @@ def table(rows: Sequence[Row]) -> Table:
 
 
 def _cells(row: Row, others: Sequence[str]) -> list[Text]:
-    precision = row["precision"] + ("" if row["layout"] == "nchw" else f" {row['layout']}")
-    title = [row["layer"], row["direction"], precision, row["kernel"]]
+    title = [row["layer"], row["direction"], _class(row), row["kernel"]]
     if "fault" in row:
         wrong = Text(f"WRONG {row['fault']}", style="bold red", overflow="fold")
         return [*map(Text, title), wrong]
@@ -89,11 +90,49 @@ def _ratio(theirs: float, ours: float) -> Text:
     return Text(f"{ratio:.2f}", style=style)
 
 
+def summary(rows: Sequence[Row]) -> Table:
+    """For each suite, how many rows are slower than PyTorch in either layout, and the worst."""
+    result = Table(box=None, header_style="bold", pad_edge=False)
+    headings = ("suite", "rows", "slower than PyTorch", "worst", "than channels last", "worst")
+    for heading in headings:
+        result.add_column(heading, overflow="fold")
+    timed = [row for row in rows if "fault" not in row]
+    for suite in dict.fromkeys(row["suite"] for row in timed):
+        own = [row for row in timed if row["suite"] == suite]
+        cells = [suite, str(len(own))]
+        for peer in ("torch_ms", "torch_channels_last_ms"):
+            cells += _slower_than(peer, own)
+        result.add_row(*map(Text, cells))
+    return result
+
+
+def _slower_than(peer: str, rows: Sequence[Row]) -> tuple[str, str]:
+    """How many of ``rows`` take longer than ``peer`` did, and the one that loses the most."""
+    ratios = [
+        (times[peer] / row["ms"], row)
+        for row in rows
+        if peer in (times := cast(dict[str, float], row))
+    ]
+    if not ratios:
+        return "", ""
+    slower = [row for ratio, row in ratios if ratio < 1]
+    left = sum(row["kernel"] == TORCH for row in slower)
+    count = f"{len(slower)} ({left} on PyTorch's kernel)" if left else str(len(slower))
+    least, worst = min(ratios, key=lambda pair: pair[0])
+    return count, f"{worst['layer']} {worst['direction']} {_class(worst)} {least:.2f}"
+
+
+def _class(row: Row) -> str:
+    """The precision class, and the layout where it is not the usual one."""
+    return row["precision"] + ("" if row["layout"] == "nchw" else f" {row['layout']}")
+
+
 def print_rows(rows: Sequence[Row], console: Console) -> None:
-    """The table and what its columns mean."""
+    """The table, what its columns mean, and the summary."""
     if rows:
         console.print(table(rows))
         console.print(LEGEND, style="dim")
+        console.print(summary(rows))
 
 
 @contextmanager

@@ -3,6 +3,12 @@
 `core` holds the 2D convolutions of KernelBench level 1 (kb, by problem number; of problem 86 the
 pointwise half) and layers of well-known networks: ResNet-50 (rn50), U-Net, ResNeXt, ConvNeXt,
 RepLKNet, MobileNetV2 (mbv2), DeepLab and super-resolution.
+
+`depthwise` sweeps what groups of one channel, and of two to seven, come in: layers of well-known
+networks and awkward ones. A name tells the layer: batch, channels, plane, filter (k), and where
+they are not the usual ones, stride (s), dilation (d), padding (p; the usual one keeps the plane's
+size at stride 1) and filters for each channel (m). `dw` has one channel a group; `g3f5` groups of 3
+channels with 5 filters each.
 """
 
 from __future__ import annotations
@@ -131,8 +137,69 @@ CORE = (
     Layer("small_b1", (1, 256, 14, 14), 256, (3, 3), padding=(1, 1)),
 )
 
-SUITES = {"core": CORE}
+DEPTHWISE = (
+    # MobileNet V1 to V3, MNASNet and ShuffleNetV2.
+    Layer("dw_b1_c32_112_k3", (1, 32, 112, 112), 32, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("dw_b64_c32_112_k3", (64, 32, 112, 112), 32, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("dw_b64_c64_112_k3_s2", (64, 64, 112, 112), 64, (3, 3), (2, 2), (1, 1), groups=64),
+    Layer("dw_b256_c512_14_k3", (256, 512, 14, 14), 512, (3, 3), (1, 1), (1, 1), groups=512),
+    Layer("dw_b128_c1024_7_k3", (128, 1024, 7, 7), 1024, (3, 3), (1, 1), (1, 1), groups=1024),
+    Layer("dw_b32_c96_112_k3_s2", (32, 96, 112, 112), 96, (3, 3), (2, 2), (1, 1), groups=96),
+    Layer("dw_b1_c960_7_k3", (1, 960, 7, 7), 960, (3, 3), (1, 1), (1, 1), groups=960),
+    Layer("dw_b64_c72_56_k5_s2", (64, 72, 56, 56), 72, (5, 5), (2, 2), (2, 2), groups=72),
+    Layer("dw_b128_c120_28_k5", (128, 120, 28, 28), 120, (5, 5), (1, 1), (2, 2), groups=120),
+    Layer("dw_b64_c672_14_k5_s2", (64, 672, 14, 14), 672, (5, 5), (2, 2), (2, 2), groups=672),
+    Layer("dw_b32_c576_14_k5", (32, 576, 14, 14), 576, (5, 5), (1, 1), (2, 2), groups=576),
+    Layer("dw_b256_c24_56_k3_s2", (256, 24, 56, 56), 24, (3, 3), (2, 2), (1, 1), groups=24),
+    # EfficientNet.
+    Layer("dw_b32_c144_75_k5_s2", (32, 144, 75, 75), 144, (5, 5), (2, 2), (2, 2), groups=144),
+    Layer("dw_b32_c1152_7_k5", (32, 1152, 7, 7), 1152, (5, 5), (1, 1), (2, 2), groups=1152),
+    Layer("dw_b8_c2048_15_k5", (8, 2048, 15, 15), 2048, (5, 5), (1, 1), (2, 2), groups=2048),
+    # The four stages of ConvNeXt.
+    Layer("dw_b1_c96_56_k7", (1, 96, 56, 56), 96, (7, 7), (1, 1), (3, 3), groups=96),
+    Layer("dw_b32_c192_28_k7", (32, 192, 28, 28), 192, (7, 7), (1, 1), (3, 3), groups=192),
+    Layer("dw_b256_c384_14_k7", (256, 384, 14, 14), 384, (7, 7), (1, 1), (3, 3), groups=384),
+    Layer("dw_b32_c768_7_k7", (32, 768, 7, 7), 768, (7, 7), (1, 1), (3, 3), groups=768),
+    # Xception, dilated as in DeepLabV3+.
+    Layer("dw_b4_c128_257_k3_s2", (4, 128, 257, 257), 128, (3, 3), (2, 2), (1, 1), groups=128),
+    Layer("dw_b8_c728_33_k3_d2", (8, 728, 33, 33), 728, (3, 3), (1, 1), (2, 2), (2, 2), 728),
+    Layer("dw_b8_c1536_33_k3_d4", (8, 1536, 33, 33), 1536, (3, 3), (1, 1), (4, 4), (4, 4), 1536),
+    # RepLKNet: filters as large as the plane.
+    Layer("dw_b8_c128_56_k31", (8, 128, 56, 56), 128, (31, 31), (1, 1), (15, 15), groups=128),
+    Layer("dw_b8_c256_28_k29", (8, 256, 28, 28), 256, (29, 29), (1, 1), (14, 14), groups=256),
+    Layer("dw_b32_c1024_7_k13", (32, 1024, 7, 7), 1024, (13, 13), (1, 1), (6, 6), groups=1024),
+    # SegNeXt's strips.
+    Layer("dw_b16_c64_128_k1x7", (16, 64, 128, 128), 64, (1, 7), (1, 1), (0, 3), groups=64),
+    Layer("dw_b16_c64_128_k7x1", (16, 64, 128, 128), 64, (7, 1), (1, 1), (3, 0), groups=64),
+    # Large planes: Lite-HRNet, detection, image restoration.
+    Layer("dw_b32_c40_96x72_k3", (32, 40, 96, 72), 40, (3, 3), (1, 1), (1, 1), groups=40),
+    Layer("dw_b2_c36_200x304_k3", (2, 36, 200, 304), 36, (3, 3), (1, 1), (1, 1), groups=36),
+    Layer("dw_b1_c64_512_k3", (1, 64, 512, 512), 64, (3, 3), (1, 1), (1, 1), groups=64),
+    Layer("dw_b2_c32_512_k9", (2, 32, 512, 512), 32, (9, 9), (1, 1), (4, 4), groups=32),
+    # Awkward ones.
+    Layer("dw_b3_c17_127_k2", (3, 17, 127, 127), 17, (2, 2), groups=17),
+    Layer("dw_b16_c60_113_k4_s2", (16, 60, 113, 113), 60, (4, 4), (2, 2), (1, 1), groups=60),
+    Layer("dw_b64_c256_31_k1_s2", (64, 256, 31, 31), 256, (1, 1), (2, 2), groups=256),
+    Layer("dw_b32_c128_13x29_k3x5", (32, 128, 13, 29), 128, (3, 5), (1, 1), (1, 2), groups=128),
+    Layer("dw_b16_c48_57_k3_s1x2", (16, 48, 57, 57), 48, (3, 3), (1, 2), (1, 1), groups=48),
+    Layer("dw_b8_c96_28_k21", (8, 96, 28, 28), 96, (21, 21), (1, 1), (10, 10), groups=96),
+    Layer("dw_b8_c160_63x31_k1x31", (8, 160, 63, 31), 160, (1, 31), (1, 1), (0, 15), groups=160),
+    Layer("dw_b16_c80_45_k11_p0", (16, 80, 45, 45), 80, (11, 11), groups=80),
+    Layer("dw_b4_c30_57_k15_d2", (4, 30, 57, 57), 30, (15, 15), (1, 1), (14, 14), (2, 2), 30),
+    Layer("dw_b6_c30_57_k3_d3_p7", (6, 30, 57, 57), 30, (3, 3), (1, 1), (7, 7), (3, 3), 30),
+    # Several filters for each channel.
+    Layer("dw_b32_c64_28_k3_m2", (32, 64, 28, 28), 128, (3, 3), (1, 1), (1, 1), groups=64),
+    Layer("dw_b8_c3_224_k7_s2_m4", (8, 3, 224, 224), 12, (7, 7), (2, 2), (3, 3), groups=3),
+    # Narrow groups; that of 4 is ResNeXt's first stage.
+    Layer("g2f2_b32_c64_56_k3", (32, 64, 56, 56), 64, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("g3f5_b16_c96_28_k3", (16, 96, 28, 28), 160, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("g4f4_b16_c128_56_k3", (16, 128, 56, 56), 128, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("g5f5_b8_c160_29_k3_s2", (8, 160, 29, 29), 160, (3, 3), (2, 2), (1, 1), groups=32),
+    Layer("g7f14_b8_c56_57_k5", (8, 56, 57, 57), 112, (5, 5), (1, 1), (2, 2), groups=8),
+)
 
-# What a complete record of a suite holds.
+SUITES = {"core": CORE, "depthwise": DEPTHWISE}
+
+# What is measured where nothing else is asked for.
 DIRECTIONS = tuple(Direction)
 PRECISIONS = (Precision.TF32, Precision.FLOAT32)

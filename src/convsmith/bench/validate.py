@@ -10,11 +10,11 @@ from dataclasses import fields
 from datetime import date
 from typing import Any, Literal
 
-from convsmith.bench import accuracy, sanitizer
+from convsmith.bench import accuracy, sanitizer, selections
 from convsmith.bench.accuracy import MAIN, Errors
 from convsmith.bench.digest import kernel_digest
 from convsmith.bench.record import Record, Row, RowKey, key_of
-from convsmith.bench.suites import DIRECTIONS, DTYPE, PRECISIONS, SUITES, Layout
+from convsmith.bench.suites import DTYPE, SUITES, Layout
 from convsmith.planner import KERNELS, TORCH
 from convsmith.roofline import Ceilings, floor_ms
 from convsmith.spec import Direction, Precision
@@ -46,9 +46,9 @@ _ERRORS: tuple[_ErrorName, ...] = (
 )
 
 
-def faults(record: Record, suite: str = "core") -> list[str]:
-    """Everything that keeps ``record`` from being a complete, right record of ``suite``."""
-    return [*_faults_of_head(record), *_faults_of_evidence(record), *_faults_of_rows(record, suite)]
+def faults(record: Record) -> list[str]:
+    """Everything that keeps ``record`` from being complete and right."""
+    return [*_faults_of_head(record), *_faults_of_evidence(record), *_faults_of_rows(record)]
 
 
 def staleness(record: Record) -> str | None:
@@ -61,14 +61,9 @@ def staleness(record: Record) -> str | None:
     )
 
 
-def required_rows(suite: str) -> set[RowKey]:
-    """Every layer of ``suite``, in all directions, in both classes of float32, in NCHW."""
-    return {
-        (suite, layer.name, direction.value, precision.value, Layout.NCHW.value)
-        for layer in SUITES[suite]
-        for direction in DIRECTIONS
-        for precision in PRECISIONS
-    }
+def required_rows() -> set[RowKey]:
+    """What a complete record holds."""
+    return {key for selection in selections.RECORDED for key in selection.row_keys()}
 
 
 def _is_positive(value: Any) -> bool:
@@ -120,13 +115,13 @@ def _faults_of_evidence(record: Record) -> Iterator[str]:
         yield "start_up must hold the times of first call, warm start and host overhead"
 
 
-def _faults_of_rows(record: Record, suite: str) -> Iterator[str]:
+def _faults_of_rows(record: Record) -> Iterator[str]:
     rows = record.get("rows", [])
     keys = [key_of(row) for row in rows]
     for key, count in Counter(keys).items():
         if count > 1:
             yield f"{' '.join(key)}: there are {count} such rows"
-    for key in sorted(required_rows(suite) - set(keys)):
+    for key in sorted(required_rows() - set(keys)):
         yield f"{' '.join(key)}: not measured"
     for key, row in zip(keys, rows, strict=True):
         check = _faults_of_wrong_row if "fault" in row else _faults_of_row
