@@ -15,7 +15,7 @@ import pytest
 from convsmith import __main__, demo, doctor
 from convsmith.bench import command
 from convsmith.bench.contestants import Peer
-from convsmith.bench.run import Selection
+from convsmith.bench.selections import Selection
 from convsmith.bench.suites import DIRECTIONS, Layout
 from convsmith.doctor import Finding
 from convsmith.errors import ConvSmithError

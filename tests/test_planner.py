@@ -12,6 +12,7 @@ import convsmith
 from convsmith import planner, roofline
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import direct
+from convsmith.kernels.families import FAMILIES
 from convsmith.spec import (
     ConvSpec,
     Direction,
@@ -109,9 +110,11 @@ def test_choice(wanted: ConvSpec, kernel: str) -> None:
     assert plan.kernel == kernel
     assert plan.predicted_ms is not None
     assert plan.floor_ms is not None
-    assert {candidate.kernel for candidate in plan.candidates} == {"direct", "torch"}
-    if kernel == "direct":
-        torch_ms = plan.candidates[1].predicted_ms
+    able = [name for name, family in FAMILIES.items() if family.obstacle(wanted) is None]
+    predicted = {candidate.kernel: candidate.predicted_ms for candidate in plan.candidates}
+    assert predicted.keys() == {*able, "torch"}
+    if kernel != "torch":
+        torch_ms = predicted["torch"]
         assert torch_ms is not None
         assert plan.predicted_ms * planner.REQUIRED_GAIN <= torch_ms
 
@@ -132,6 +135,8 @@ def test_asking_by_name_decides() -> None:
     dense = spec((8, 64, 512, 1024), 128, (3, 3))
     assert planner.plan_for(dense, H200, "direct").kernel == "direct"
     assert planner.plan_for(spec((8, 64, 512, 256), 128, (5, 7)), H200, "torch").kernel == "torch"
+    with pytest.raises(KernelUnavailableError, match="no kernel family 'fft'; there is "):
+        planner.plan_for(dense, H200, "fft")
 
 
 def test_a_gpu_too_old(capability: list[int]) -> None:
@@ -152,7 +157,7 @@ def test_cpu_tensors() -> None:
     with convsmith.simulator():
         plan = convsmith.plan(x, w, direction="grad_weight")
         assert plan.kernel == "direct"
-        assert "simulator" in str(plan)
+        assert "the simulator" in str(plan)
     with pytest.raises(KernelUnavailableError, match="direct, torch"), convsmith.use_kernel("fft"):
         pass
 
@@ -164,8 +169,107 @@ def test_the_simulator_gives_way_to_a_request_for_pytorch() -> None:
         ours = convsmith.conv2d(x, w)
         with convsmith.use_kernel("torch"):
             theirs = convsmith.conv2d(x, w)
+        plan = convsmith.plan(x, w, kernel="torch")
     assert torch.equal(theirs, torch.conv2d(x, w))
     assert not torch.equal(ours, theirs)
+    assert (plan.kernel, plan.explanation) == ("torch", "it was asked for by name")
+
+
+class StubFamily:
+    """A family that only the planner can use, which says what it is told to."""
+
+    def __init__(
+        self,
+        name: str,
+        ms: float,
+        obstacle: str | None = None,
+        least_capability: tuple[int, int] = (7, 0),
+    ) -> None:
+        self.NAME, self.LEAST_CAPABILITY = name, least_capability
+        self._ms, self._obstacle = ms, obstacle
+
+    def obstacle(self, spec: ConvSpec) -> str | None:
+        return self._obstacle
+
+    def configure(self, spec: ConvSpec, multiprocessors: int) -> str:
+        return f"{self.NAME} on {multiprocessors}"
+
+    def predicted_ms(self, spec: ConvSpec, configuration: str, *ceilings_and_more: object) -> float:
+        assert configuration == f"{self.NAME} on 132"
+        return self._ms
+
+    def reason(self, configuration: str) -> str:
+        return f"as {configuration}"
+
+
+@pytest.fixture
+def families(capability: list[int], monkeypatch: pytest.MonkeyPatch) -> list[int]:
+    """Families of every sort in place of the library's; the compute capability of the H200."""
+    stubs = [
+        StubFamily("narrow", 1e-9, obstacle="it has too many channels"),
+        StubFamily("modern", 1e-6, least_capability=(9, 0)),
+        StubFamily("slow", 1e-3),
+        StubFamily("quick", 1e-4),
+        StubFamily("hopeless", 1e6),
+    ]
+    monkeypatch.setattr(planner, "FAMILIES", {stub.NAME: stub for stub in stubs})
+    monkeypatch.setattr(planner, "KERNELS", (*(stub.NAME for stub in stubs), "torch"))
+    return capability
+
+
+WANTED = spec((8, 64, 512, 256), 128, (5, 7))
+
+
+@pytest.mark.parametrize(
+    ("of_the_gpu", "ranking"),
+    [
+        ([9, 0], ["modern", "quick", "slow", "torch", "hopeless"]),
+        ([8, 6], ["quick", "slow", "torch", "hopeless"]),
+    ],
+)
+def test_families_are_ranked_by_time(
+    of_the_gpu: list[int], ranking: list[str], families: list[int]
+) -> None:
+    families[:] = of_the_gpu
+    plan = planner.plan_for(WANTED, H200)
+    assert [candidate.kernel for candidate in plan.candidates] == ranking
+    assert plan.family is planner.FAMILIES[ranking[0]]
+    assert plan.configuration == f"{ranking[0]} on 132"
+    assert "faster than PyTorch" in plan.explanation
+    assert f"as {ranking[0]} on 132" in str(plan)
+
+
+def test_a_request_for_a_family_that_cannot_says_why(families: list[int]) -> None:
+    families[:] = [8, 6]
+    for kernel, why in (
+        ("narrow", r"the narrow family cannot run forward .*: it has too many channels"),
+        ("modern", r"the modern family cannot run .*: its GPU is older than .* \(9, 0\)"),
+    ):
+        with pytest.raises(KernelUnavailableError, match=why):
+            planner.plan_for(WANTED, H200, kernel)
+    assert planner.plan_for(WANTED, H200, "hopeless").kernel == "hopeless"
+
+
+def test_where_no_family_can_pytorch_runs_and_the_plan_says_why(families: list[int]) -> None:
+    families[:] = [6, 1]
+    plan = planner.plan_for(WANTED, H200)
+    assert plan.kernel == "torch"
+    assert plan.family is None
+    assert plan.explanation == (
+        "its GPU is older than compute capability (7, 0); "
+        "its GPU is older than compute capability (9, 0)"
+    )
+
+
+@pytest.mark.usefixtures("families")
+def test_the_simulator_runs_the_first_family_that_can() -> None:
+    """Whatever GPU it needs and however long it would take there."""
+    cpu = torch.device("cpu")
+    assert planner.plan_for(WANTED, cpu, simulate=True).kernel == "modern"
+    assert planner.plan_for(WANTED, cpu, "hopeless", simulate=True).kernel == "hopeless"
+    assert planner.plan_for(WANTED, cpu, "torch", simulate=True).kernel == "torch"
+    with pytest.raises(KernelUnavailableError, match="it has too many channels"):
+        planner.plan_for(WANTED, cpu, "narrow", simulate=True)
 
 
 def test_the_cost_of_a_weight_gradients_parts() -> None:

@@ -235,7 +235,7 @@ def _make_launch(
     geometry: _Geometry,
 ) -> Launch | None:
     requested = requested_kernel()
-    simulate = is_simulating() and not input.is_cuda and requested != TORCH
+    simulate = is_simulating() and not input.is_cuda
     try:
         spec = ConvSpec.of(direction, input, weight, bias is not None, *geometry, grad_output)
     except ValueError:

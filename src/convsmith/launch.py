@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Protocol
 
 import torch
@@ -9,13 +10,13 @@ from torch import Tensor
 
 from convsmith import jit
 from convsmith.jit import simulator
-from convsmith.kernels import direct
+from convsmith.kernels.source import KernelSource
 from convsmith.planner import Plan, architecture_of
 from convsmith.spec import extent
 
 
 class Launch(Protocol):
-    """Runs a plan's kernel on tensors in its own order (``run`` of the family's .cuh names it)."""
+    """Runs a plan's kernel on tensors in the order of ``kernels.family``."""
 
     plan: Plan
 
@@ -30,10 +31,10 @@ class DeviceLaunch:
     """
 
     def __init__(self, plan: Plan, device: torch.device) -> None:
-        assert plan.configuration is not None
+        assert plan.family is not None
         self.plan = plan
-        self._problem = direct.problem(plan.spec, plan.configuration)
-        source = direct.source(plan.spec, plan.configuration)
+        self._problem = plan.family.problem(plan.spec, plan.configuration)
+        source = plan.family.source(plan.spec, plan.configuration)
         self._launch = jit.load(source, architecture_of(device)).launch
         self._device_index = torch.cuda.current_device() if device.index is None else device.index
 
@@ -52,21 +53,35 @@ class SimulatedLaunch:
     """Runs the same kernel source in the simulator, on CPU tensors."""
 
     def __init__(self, plan: Plan) -> None:
-        assert plan.configuration is not None
+        assert plan.family is not None
         self.plan = plan
-        self._problem = direct.problem(plan.spec, plan.configuration)
-        self._source = direct.source(plan.spec, plan.configuration)
-        self._writable = direct.writable(plan.spec.direction)
+        self._problem = plan.family.problem(plan.spec, plan.configuration)
+        self._source = plan.family.source(plan.spec, plan.configuration)
+        self._writable = plan.family.writable(plan.spec.direction)
 
     def __call__(self, *tensors: Tensor | None) -> None:
-        buffers = [
-            None
-            if tensor is None
-            else simulator.Buffer(
-                tensor.data_ptr(),
-                extent(tuple(tensor.shape), tensor.stride()) * tensor.element_size(),
-                place in self._writable,
-            )
-            for place, tensor in enumerate(tensors)
-        ]
-        simulator.run(self._source, self._problem, buffers)
+        simulate(self._source, self._problem, tensors, self._writable)
+
+
+def simulate(
+    source: KernelSource,
+    problem: bytes,
+    tensors: Sequence[Tensor | None],
+    writable: frozenset[int],
+) -> None:
+    """Runs a kernel on CPU tensors, of which it may write those at the places ``writable``.
+
+    Raises:
+        SimulatorError: the simulator found a fault of the kernel.
+    """
+    buffers = [
+        None
+        if tensor is None
+        else simulator.Buffer(
+            tensor.data_ptr(),
+            extent(tuple(tensor.shape), tensor.stride()) * tensor.element_size(),
+            place in writable,
+        )
+        for place, tensor in enumerate(tensors)
+    ]
+    simulator.run(source, problem, buffers)

@@ -7,7 +7,6 @@ timed, so the same call always takes the same kernel and gives the same bits.
 
 from __future__ import annotations
 
-import math
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -16,19 +15,24 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from convsmith import pytorch_times
 from convsmith.errors import KernelUnavailableError
-from convsmith.kernels import direct
-from convsmith.roofline import Ceilings, ceilings_of, floor_ms
-from convsmith.spec import ConvSpec, Direction, Pair, Precision
+from convsmith.kernels.families import FAMILIES
+from convsmith.kernels.family import Configuration, Family
+from convsmith.roofline import ceilings_of, floor_ms
+from convsmith.spec import ConvSpec, Direction, Pair
 
 TORCH = "torch"
-KERNELS = (direct.NAME, TORCH)
+KERNELS = (*FAMILIES, TORCH)
 
-# An own kernel is preferred only where it is predicted to win by this much: predictions err.
+# An own kernel is preferred to PyTorch's only where it is predicted to win by this much:
+# predictions err.
 REQUIRED_GAIN = 1.1
 
 # Few, so that a simulated weight gradient is split no more than a test needs.
 _SIMULATED_MULTIPROCESSORS = 4
+
+_BY_NAME = "it was asked for by name"
 
 # Of the whole process, as PyTorch's switches are: autograd runs backward passes in its own threads.
 _requested: str | None = None
@@ -43,13 +47,13 @@ class Candidate:
         kernel: the family's name, or ``torch``.
         predicted_ms: its predicted time, or None where there is no model of it.
         reason: how that time comes about, in words.
-        configuration: an own family's tiling.
+        configuration: how an own family cuts it into blocks.
     """
 
     kernel: str
     predicted_ms: float | None
     reason: str
-    configuration: direct.Configuration | None = None
+    configuration: Configuration | None = None
 
     def __str__(self) -> str:
         time = "    no time" if self.predicted_ms is None else f"{self.predicted_ms:8.3f} ms"
@@ -76,8 +80,13 @@ class Plan:
 
     @property
     def kernel(self) -> str:
-        """The family that runs: ``direct``, or ``torch`` for PyTorch's own convolution."""
+        """The name of the family that runs, or ``torch`` for PyTorch's own convolution."""
         return self.candidates[0].kernel
+
+    @property
+    def family(self) -> Family | None:
+        """The family that runs; None where it is PyTorch's own convolution."""
+        return FAMILIES.get(self.kernel)
 
     @property
     def predicted_ms(self) -> float | None:
@@ -85,8 +94,8 @@ class Plan:
         return self.candidates[0].predicted_ms
 
     @property
-    def configuration(self) -> direct.Configuration | None:
-        """The tiling of the kernel that runs; None for PyTorch's."""
+    def configuration(self) -> Configuration | None:
+        """How the family that runs cuts ``spec`` into blocks; None for PyTorch's convolution."""
         return self.candidates[0].configuration
 
     @property
@@ -97,9 +106,9 @@ class Plan:
     @property
     def source(self) -> str:
         """The CUDA C++ of the kernel that runs; empty for PyTorch's."""
-        if self.configuration is None:
+        if self.family is None:
             return ""
-        return direct.source(self.spec, self.configuration).cuda
+        return self.family.source(self.spec, self.configuration).cuda
 
     def __str__(self) -> str:
         floor = "" if self.floor_ms is None else f", floor {self.floor_ms:.3f} ms"
@@ -116,7 +125,7 @@ def use_kernel(name: str) -> Iterator[None]:
     """Makes every convolution run on one family, or fail saying why it cannot.
 
     Args:
-        name: ``direct``, or ``torch`` for PyTorch's own convolution.
+        name: a family's, such as ``direct``, or ``torch`` for PyTorch's own convolution.
 
     It is a switch of the whole process, as PyTorch's own are.
 
@@ -124,8 +133,7 @@ def use_kernel(name: str) -> Iterator[None]:
         KernelUnavailableError: no such family; and, from a convolution inside the block, the
             family cannot do it.
     """
-    if name not in KERNELS:
-        raise KernelUnavailableError(f"no kernel family {name!r}; there is {', '.join(KERNELS)}")
+    _require_known(name)
     global _requested
     before, _requested = _requested, name
     try:
@@ -175,10 +183,10 @@ def plan(
     Args:
         input, weight, bias, stride, padding, dilation, groups: as in ``conv2d``, 4-D tensors.
         direction: ``forward``, ``grad_input`` or ``grad_weight``.
-        kernel: a kernel family to insist on, as ``use_kernel`` does.
+        kernel: what to insist on, as ``use_kernel`` does.
 
     Raises:
-        KernelUnavailableError: ``kernel`` cannot do it.
+        KernelUnavailableError: ``kernel`` cannot do it, or there is none of this name.
         ValueError: the arguments describe no convolution.
     """
     spec = ConvSpec.of(
@@ -208,35 +216,29 @@ def plan_for(
     Args:
         spec: the convolution.
         device: with its index, as tensors have it.
-        kernel: a family to insist on.
+        kernel: a family, or ``torch``, to insist on.
         simulate: plan for the simulator, in which CPU tensors run ConvSmith's kernels.
 
     Raises:
-        KernelUnavailableError: ``kernel`` cannot run ``spec`` on ``device``.
+        KernelUnavailableError: ``kernel`` cannot run ``spec`` on ``device``, or there is none of
+            this name.
     """
-    own = kernel or (direct.NAME if simulate else None)
-    obstacle = _obstacle(spec, device, simulate)
-    if obstacle is not None:
-        if own is not None and own != TORCH:
-            raise KernelUnavailableError(f"the {own} family cannot run {spec}: {obstacle}")
-        return Plan(spec, str(device), (Candidate(TORCH, None, "PyTorch's own"),), obstacle, None)
-    if simulate:
-        configuration = direct.configure(spec, _SIMULATED_MULTIPROCESSORS)
-        candidate = Candidate(direct.NAME, None, "no time is predicted", configuration)
-        return Plan(spec, "the simulator", (candidate,), "the simulator runs own kernels", None)
-    ceilings = ceilings_of(device)
-    ranked = sorted(
-        (_direct_candidate(spec, device, ceilings), _torch_candidate(spec, ceilings)),
-        key=lambda candidate: _handicapped_ms(candidate),
-    )
-    explanation = f"predicted to be the fastest by a factor of {REQUIRED_GAIN} or more"
-    if ranked[0].kernel == TORCH:
-        explanation = f"no own kernel is predicted to be {REQUIRED_GAIN} times faster"
-    if own is not None:
-        ranked.sort(key=lambda candidate: candidate.kernel != own)
-        explanation = "it was asked for by name"
-    name = torch.cuda.get_device_name(device)
-    return Plan(spec, name, tuple(ranked), explanation, floor_ms(spec, ceilings))
+    if kernel is not None:
+        _require_known(kernel)
+    obstacles = {
+        name: _obstacle(family, spec, device, simulate) for name, family in FAMILIES.items()
+    }
+    if kernel is not None and obstacles.get(kernel) is not None:
+        raise KernelUnavailableError(f"the {kernel} family cannot run {spec}: {obstacles[kernel]}")
+    able = [name for name, obstacle in obstacles.items() if obstacle is None]
+    if not able:
+        reasons = "; ".join(dict.fromkeys(filter(None, obstacles.values())))
+        return _pytorch_plan(spec, device, reasons)
+    if not simulate:
+        return _ranked_plan(spec, device, able, kernel)
+    if kernel == TORCH:
+        return _pytorch_plan(spec, device, _BY_NAME)
+    return _simulated_plan(spec, kernel or able[0])
 
 
 def architecture_of(device: torch.device) -> str:
@@ -245,12 +247,17 @@ def architecture_of(device: torch.device) -> str:
     return f"sm_{major}{minor}"
 
 
-def _obstacle(spec: ConvSpec, device: torch.device, simulate: bool) -> str | None:
-    """Why no own kernel can run ``spec`` on ``device``, or None."""
+def _require_known(kernel: str) -> None:
+    if kernel not in KERNELS:
+        raise KernelUnavailableError(f"no kernel family {kernel!r}; there is {', '.join(KERNELS)}")
+
+
+def _obstacle(family: Family, spec: ConvSpec, device: torch.device, simulate: bool) -> str | None:
+    """Why ``family`` cannot run ``spec`` on ``device``, or None."""
     if 0 in spec.input_shape or 0 in spec.weight_shape or 0 in spec.output_shape:
         return "a tensor without elements is left to PyTorch"
     if simulate:
-        return None
+        return family.obstacle(spec)
     if device.type != "cuda":
         return (
             f"its tensors are on {device}, and own kernels run on CUDA devices (or, with "
@@ -258,68 +265,49 @@ def _obstacle(spec: ConvSpec, device: torch.device, simulate: bool) -> str | Non
         )
     if torch.version.hip is not None:
         return "own kernels are CUDA kernels, and this PyTorch is built for ROCm"
-    if torch.cuda.get_device_capability(device) < direct.LEAST_CAPABILITY:
-        return f"its GPU is older than compute capability {direct.LEAST_CAPABILITY}"
-    return None
+    if torch.cuda.get_device_capability(device) < family.LEAST_CAPABILITY:
+        return f"its GPU is older than compute capability {family.LEAST_CAPABILITY}"
+    return family.obstacle(spec)
+
+
+def _pytorch_plan(spec: ConvSpec, device: torch.device, explanation: str) -> Plan:
+    """PyTorch's convolution, where there is nothing to weigh it against."""
+    candidate = Candidate(TORCH, None, "PyTorch's own")
+    return Plan(spec, str(device), (candidate,), explanation, None)
+
+
+def _simulated_plan(spec: ConvSpec, kernel: str) -> Plan:
+    """One family in the simulator, where no time means anything."""
+    configuration = FAMILIES[kernel].configure(spec, _SIMULATED_MULTIPROCESSORS)
+    candidate = Candidate(kernel, None, "no time is predicted", configuration)
+    return Plan(spec, "the simulator", (candidate,), "the simulator runs own kernels", None)
+
+
+def _ranked_plan(
+    spec: ConvSpec, device: torch.device, able: list[str], requested: str | None
+) -> Plan:
+    """The families that are able to and PyTorch, the one that runs first."""
+    ceilings = ceilings_of(device)
+    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    candidates = [Candidate(TORCH, *pytorch_times.predict(spec, ceilings))]
+    for name in able:
+        family = FAMILIES[name]
+        configuration = family.configure(spec, multiprocessors)
+        predicted = family.predicted_ms(spec, configuration, ceilings, multiprocessors)
+        reason = family.reason(configuration)
+        candidates.append(Candidate(name, predicted, reason, configuration))
+    candidates.sort(key=_handicapped_ms)
+    if requested is not None:
+        candidates.sort(key=lambda candidate: candidate.kernel != requested)
+        explanation = _BY_NAME
+    elif candidates[0].kernel == TORCH:
+        explanation = f"no own kernel is predicted to be {REQUIRED_GAIN} times faster"
+    else:
+        explanation = f"predicted to be faster than PyTorch by a factor of {REQUIRED_GAIN} or more"
+    name = torch.cuda.get_device_name(device)
+    return Plan(spec, name, tuple(candidates), explanation, floor_ms(spec, ceilings))
 
 
 def _handicapped_ms(candidate: Candidate) -> float:
     assert candidate.predicted_ms is not None
     return candidate.predicted_ms * (1 if candidate.kernel == TORCH else REQUIRED_GAIN)
-
-
-def _direct_candidate(spec: ConvSpec, device: torch.device, ceilings: Ceilings) -> Candidate:
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
-    configuration = direct.configure(spec, multiprocessors)
-    predicted = direct.predicted_ms(spec, configuration, ceilings, multiprocessors)
-    reason = (
-        f"{configuration.blocks} blocks of {configuration.tile_rows} x {direct.TILE_COLUMNS}, "
-        f"{configuration.terms} terms in {configuration.splits} part(s)"
-    )
-    return Candidate(direct.NAME, predicted, reason, configuration)
-
-
-def _torch_candidate(spec: ConvSpec, ceilings: Ceilings) -> Candidate:
-    """PyTorch's time, from what cuDNN and PyTorch's own kernels were measured to reach on an H200.
-
-    The rates are the best seen of their kind, not the typical ones, so that a win is a win.
-    """
-    traffic_ms = spec.bytes_moved / (ceilings.copy_TBps * 1e9)
-    giga_operations = spec.operations / 1e9
-    if spec.is_depthwise:
-        return Candidate(TORCH, 2 * traffic_ms, "depthwise, at best half the rate of memory")
-    if spec.precision is Precision.FLOAT64:
-        rate = ceilings.fp32_TFLOPs
-        return Candidate(
-            TORCH, max(traffic_ms, giga_operations / rate), "float64 on tensor cores, at their rate"
-        )
-    if spec.precision is not Precision.FLOAT32:
-        tensor_ms = giga_operations / (0.85 * ceilings.tf32_TFLOPs)
-        return Candidate(TORCH, max(traffic_ms, tensor_ms), "cuDNN on tensor cores")
-    share, algorithm = _cudnn_float32_share(spec)
-    compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
-    return Candidate(TORCH, max(traffic_ms, compute_ms), f"cuDNN, {algorithm}")
-
-
-def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
-    """cuDNN's nominal rate in float32 over a matrix product's, and the algorithm behind it."""
-    taps = math.prod(spec.kernel_size)
-    plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
-    if spec.groups > 1:
-        shares = {Direction.FORWARD: 0.057, Direction.GRAD_INPUT: 0.04, Direction.GRAD_WEIGHT: 0.05}
-        return shares[spec.direction], "grouped"
-    if taps == 1:
-        return 0.65, "a matrix product"
-    if taps <= 9 and plain:
-        shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
-        return shares[spec.direction], "Winograd, FFT or implicit product"
-    if taps <= 9:
-        return 0.66, "implicit product, strided or dilated"
-    filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels
-    if spec.direction is Direction.FORWARD:
-        return 0.72 * filled, "implicit product of more than nine taps"
-    if spec.direction is Direction.GRAD_INPUT:
-        if spec.stride == (1, 1) and not plain:
-            return 0.4, "implicit product, dilated"
-        return 1.65, "FFT or implicit product"
-    return 0.63 * filled, "implicit product of more than nine taps"

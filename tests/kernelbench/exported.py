@@ -16,6 +16,7 @@ from torch.utils import cpp_extension
 from convsmith.kernelbench.export import exported_text
 from convsmith.kernelbench.problem import load_module
 from convsmith.kernelbench.simulated import simulated_load_inline
+from convsmith.spec import ConvSpec, Direction, supported_dtypes
 
 HERE = Path(__file__).parent
 EXAMPLES = sorted((HERE.parent.parent / "examples" / "kernelbench").glob("*.py"))
@@ -29,20 +30,61 @@ def load(problem: Path, folder: Path) -> ModuleType:
     return load_module(file, file.stem)
 
 
+def convolutions() -> dict[str, ConvSpec]:
+    """A convolution for each family to compute, in every direction and dtype, by its name."""
+    return {
+        f"{name}-{direction.value}-{str(dtype).removeprefix('torch.')}": ConvSpec.of(
+            direction,
+            torch.empty(2, 64, 9, 12, dtype=dtype),
+            torch.empty(64, 64 // groups, 3, 3, dtype=dtype),
+            True,
+            (1, 1),
+            (1, 1),
+            (1, 1),
+            groups,
+        )
+        for name, groups in (("dense", 1), ("depthwise", 64))
+        for direction in Direction
+        for dtype in supported_dtypes()
+    }
+
+
+def exported_spec(module: ModuleType, spec: ConvSpec) -> Any:
+    """``spec`` as the ConvSpec of an exported file."""
+    _, *fields = module.ConvSpec._fields
+    return module.ConvSpec(
+        module.Direction(spec.direction.value), *(getattr(spec, field) for field in fields)
+    )
+
+
+def planned(module: ModuleType, spec: ConvSpec, capability: tuple[int, int]) -> tuple[Any, Any]:
+    """What an exported file computes ``spec`` with: the Family and its template arguments."""
+    own = exported_spec(module, spec)
+    family = module.family_of(own, capability)
+    return family, family.template_arguments(own, family.configure(own, 132))
+
+
 class Simulation:
-    """load_inline's place, taken by the simulator's stand-in; it counts the launches."""
+    """load_inline's place, taken by the simulator's stand-in; it counts the launches.
+
+    Attributes:
+        kernels: the names of the kernels that were built.
+        launches: the direction of each launch.
+    """
 
     def __init__(self) -> None:
+        self.kernels: list[str] = []
         self.launches: list[str] = []
 
     def load_inline(self, name: str, cpp_sources: Any, cuda_sources: Any, **options: Any) -> Any:
         kernel = simulated_load_inline(name, cpp_sources, cuda_sources, **options)
+        self.kernels.append(name)
 
         class Counted:
             @staticmethod
-            def launch(*arguments: Any) -> None:
-                self.launches.append(kernel._direction.value)
-                kernel.launch(*arguments)
+            def simulate(direction: str, *arguments: Any) -> None:
+                self.launches.append(direction)
+                kernel.simulate(direction, *arguments)
 
         return Counted
 

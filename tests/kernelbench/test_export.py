@@ -161,7 +161,7 @@ def test_takes_other_names_where_the_problem_has_its_own(tmp_path: Path) -> None
     ours = export_module._bound(exported_text(LAYER))
     kept = {"torch", "nn", "Model", "ModelNew", "get_inputs", "get_init_inputs"}
     names = sorted(set(ours) - kept)
-    assert {"Conv2d", "F", "math", "Path", "launch", "problem", "_ELEMENT"} <= set(names)
+    assert {"Conv2d", "F", "math", "Path", "launch", "direct_family", "DIRECT_CUDA"} <= set(names)
     mine = "".join(f"{name} = {name!r}\n" for name in names)
     checks = "".join(f"        assert {name} == {name!r}\n" for name in names)
     source = LAYER.read_text()

@@ -11,8 +11,7 @@ from types import ModuleType
 from typing import Any
 
 import pytest
-import torch
-from exported import PROBLEMS, load
+from exported import PROBLEMS, convolutions, load, planned
 from torch.utils import cpp_extension
 
 LAYER = next(problem for problem in PROBLEMS if problem.stem == "layer")
@@ -43,12 +42,15 @@ def compile_without_gpu(**arguments: Any) -> ModuleType:
 
 
 @pytest.mark.skipif(shutil.which("nvcc") is None, reason="needs nvcc on the PATH to compile CUDA")
-def test_compiles_and_is_loaded_again(module: ModuleType, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize("convolution", ["dense-grad_weight-bfloat16", "depthwise-forward-float32"])
+def test_compiles_and_is_loaded_again(
+    convolution: str, module: ModuleType, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """With the flags it gives, for sm_90a and, as PyTorch may add, for a second architecture."""
     monkeypatch.setattr(cpp_extension, "load_inline", compile_without_gpu)
-    arguments = (module.Direction.GRAD_WEIGHT, torch.bfloat16, 16, "90a")
+    family, arguments = planned(module, convolutions()[convolution], (9, 0))
     for _ in range(2):
-        kernel = module.load_kernel(*arguments)
+        kernel = module.load_kernel(family, arguments, "90a")
         with pytest.raises(RuntimeError, match="the problem has another size"):
             kernel.launch(b"", 0, 0, 0, 0, 0, 0)
         module.load_kernel.cache_clear()
@@ -82,13 +84,10 @@ def test_asks_each_pytorch_for_what_it_knows(
 ) -> None:
     monkeypatch.setattr(cpp_extension, "load_inline", load_inline)
     calls = []
-    for dtype, architecture in (
-        (torch.float32, "80"),
-        (torch.float64, "80"),
-        (torch.float64, "90"),
-    ):
+    for dtype, architecture in (("float32", "80"), ("float64", "80"), ("float64", "90")):
+        family, arguments = planned(module, convolutions()[f"dense-forward-{dtype}"], (8, 0))
         with pytest.raises(Called) as called:
-            module.load_kernel(module.Direction.FORWARD, dtype, 32, architecture)
+            module.load_kernel(family, arguments, architecture)
         calls.append(called.value.args)
     (arguments, headers), *_ = calls
     assert "-gencode=arch=compute_80,code=sm_80" in arguments["extra_cuda_cflags"]

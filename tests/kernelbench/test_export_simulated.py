@@ -6,7 +6,7 @@ import copy
 import io
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import pytest
 import torch
@@ -27,7 +27,6 @@ from torch.autograd import forward_ad
 
 from convsmith.jit import simulator
 from convsmith.jit.simulator import Buffer
-from convsmith.kernelbench import simulated
 from convsmith.kernels.source import KernelSource
 
 PROBLEM = {problem.stem: problem for problem in PROBLEMS}
@@ -382,12 +381,13 @@ def test_operands_have_exactly_their_sizes(
 ) -> None:
     """Bytes and rights of what a kernel may touch, in the order of its addresses."""
     seen: list[list[tuple[int, bool] | None]] = []
+    run = simulator.run
 
     def recorded(source: KernelSource, problem: bytes, buffers: Sequence[Buffer | None]) -> None:
         seen.append([b and (b.nbytes, b.writable) for b in buffers])
-        simulator.run(source, problem, buffers)
+        run(source, problem, buffers)
 
-    monkeypatch.setattr(simulated, "simulator", SimpleNamespace(run=recorded))
+    monkeypatch.setattr(simulator, "run", recorded)
     module, _ = layer
     _, new = twins(module, 2, 6, 1, groups=2)
     x = torch.randn(4, 3, 20, 30)[:, 1:].requires_grad_()

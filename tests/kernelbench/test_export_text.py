@@ -61,10 +61,15 @@ def test_the_problems_that_kernelbench_itself_would_refuse_say_so() -> None:
     assert refusal.startswith("an exception handler in line ")
 
 
+@pytest.mark.parametrize(
+    "command", [["format", "--check"], ["check", "--isolated", "--select=F821,E501"]], ids=" ".join
+)
 @pytest.mark.parametrize("problem", EXAMPLES, ids=lambda p: p.stem)
-def test_is_formatted_as_this_project_is(problem: Path) -> None:
+def test_is_formatted_as_this_project_is_and_defines_what_it_names(
+    problem: Path, command: list[str]
+) -> None:
     done = subprocess.run(
-        [sys.executable, "-m", "ruff", "format", "--check", "--line-length=100", "-"],
+        [sys.executable, "-m", "ruff", *command, "--line-length=100", "-"],
         input=exported_text(problem),
         capture_output=True,
         text=True,

@@ -12,13 +12,10 @@ import importlib.util
 import locale
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from types import ModuleType
 
 import pytest
-import torch
-from exported import PROBLEMS, load
-
-from convsmith.kernels import direct
-from convsmith.spec import Direction, supported_dtypes
+from exported import PROBLEMS, convolutions, load, planned
 
 HEADERS = {
     "climits": "#define INT_MIN (-2147483647 - 1)\n",
@@ -60,10 +57,10 @@ def nvrtc() -> ctypes.CDLL:
 
 
 @pytest.fixture(scope="module")
-def cuda_source(tmp_path_factory: pytest.TempPathFactory) -> str:
-    """What an exported file compiles."""
+def module(tmp_path_factory: pytest.TempPathFactory) -> ModuleType:
+    """An exported file."""
     layer = next(problem for problem in PROBLEMS if problem.stem == "layer")
-    return load(layer, tmp_path_factory.mktemp("exported")).CUDA_SOURCE
+    return load(layer, tmp_path_factory.mktemp("exported"))
 
 
 def compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
@@ -96,24 +93,25 @@ def _compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
     return said if status == 0 and size.value > 10_000 else said or f"status {status}"
 
 
-@pytest.mark.parametrize("dtype", supported_dtypes(), ids=str)
-@pytest.mark.parametrize("direction", Direction, ids=lambda direction: direction.value)
-def test_compiles_with_cuda_12_1(
-    direction: Direction, dtype: torch.dtype, nvrtc: ctypes.CDLL, cuda_source: str
-) -> None:
-    rows = direct.choose_tile_rows(64, dtype.itemsize)
-    arguments = ", ".join(direct.template_arguments(direction, dtype, rows))
-    source = cuda_source.replace("TEMPLATE_ARGUMENTS", arguments)
-    for architecture in ("sm_70", "sm_90a"):
+@pytest.mark.parametrize("convolution", convolutions())
+def test_compiles_with_cuda_12_1(convolution: str, nvrtc: ctypes.CDLL, module: ModuleType) -> None:
+    for capability, architecture in (((7, 0), "sm_70"), ((9, 0), "sm_90a")):
+        family, arguments = planned(module, convolutions()[convolution], capability)
+        source = family.cuda.replace("TEMPLATE_ARGUMENTS", ", ".join(arguments))
         assert compile_by(nvrtc, source, architecture) == "", architecture
 
 
-def test_the_locale_stays(nvrtc: ctypes.CDLL, cuda_source: str) -> None:
+def test_every_family_is_compiled(module: ModuleType) -> None:
+    families = [planned(module, spec, (9, 0))[0] for spec in convolutions().values()]
+    assert set(module.FAMILIES) == set(families)
+
+
+def test_the_locale_stays(nvrtc: ctypes.CDLL, module: ModuleType) -> None:
     before = locale.nl_langinfo(locale.CODESET)
-    compile_by(nvrtc, cuda_source, "sm_90a")
+    compile_by(nvrtc, module.FAMILIES[0].cuda, "sm_90a")
     assert locale.nl_langinfo(locale.CODESET) == before
 
 
-def test_an_error_is_noticed(nvrtc: ctypes.CDLL, cuda_source: str) -> None:
-    said = compile_by(nvrtc, cuda_source, "sm_90a")
+def test_an_error_is_noticed(nvrtc: ctypes.CDLL, module: ModuleType) -> None:
+    said = compile_by(nvrtc, module.FAMILIES[0].cuda, "sm_90a")
     assert 'identifier "TEMPLATE_ARGUMENTS" is undefined' in said

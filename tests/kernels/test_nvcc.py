@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convsmith.kernels import direct
+from convsmith.kernels.families import FAMILIES
 from convsmith.kernels.source import KernelSource
 
 pytestmark = pytest.mark.skipif(
@@ -21,7 +21,11 @@ SPILLS: dict[str, int] = {}
 
 
 @pytest.mark.parametrize("architecture", ["80", "90a"])
-@pytest.mark.parametrize("source", direct.specialisations(), ids=lambda source: source.name)
+@pytest.mark.parametrize(
+    "source",
+    [source for family in FAMILIES.values() for source in family.specialisations()],
+    ids=lambda source: source.name,
+)
 def test_compiles_and_spills_nothing_new(
     source: KernelSource, architecture: str, tmp_path: Path
 ) -> None:

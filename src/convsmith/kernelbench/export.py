@@ -2,22 +2,19 @@
 
     export(Path("problem.py"), Path("model_new.py"))
 
-The file is model_new.py.in with the problem's own code, the CUDA source and the planning functions
-put in. Those are the library's own, taken from where they stand, so that there is one of each.
+The file is model_new.py.in with the problem's own code, and each kernel family's CUDA source and
+planning functions put in.
 """
 
 from __future__ import annotations
 
 import ast
-import inspect
 import os
 import re
 import symtable
-from collections.abc import Collection, Mapping
 from importlib import resources
 from pathlib import Path
 from string import Template
-from types import ModuleType
 from typing import Any
 
 import convsmith
@@ -26,30 +23,14 @@ from convsmith.errors import ProblemError
 from convsmith.kernelbench import problem as files
 from convsmith.kernelbench import static_checker
 from convsmith.kernelbench.carry import carried
+from convsmith.kernelbench.definitions import definitions_of, family_function
 from convsmith.kernelbench.supervise import Limits, default_memory_limit, supervise
-from convsmith.kernels import direct
+from convsmith.kernels.families import FAMILIES
 from convsmith.kernels.source import render
 
-# What the template's own code is completed with, in the order of the modules.
-_PLANNING_TYPES = {spec: ("Pair", "Shape", "Direction")}
-_PLANNING = {
-    spec: ("output_extent", "strides_like_channels_last", "follows_channels_last"),
-    direct: (
-        "TILE_COLUMNS",
-        "TILE_TERMS",
-        "TILE_ROWS",
-        "_DIRECTION",
-        "_ELEMENT",
-        "Configuration",
-        "configure",
-        "choose_tile_rows",
-        "choose_splits",
-        "choose_promote_tiles",
-        "pack_problem",
-        "problem",
-        "template_arguments",
-    ),
-}
+# What an exported file has of spec.py, for its own code and for the families'.
+_TYPES = ("Pair", "Shape", "Direction")
+_FUNCTIONS = ("output_extent", "strides_like_channels_last", "follows_channels_last")
 
 REHEARSAL_SECONDS = 120.0  # to construct Model and ModelNew
 
@@ -101,50 +82,31 @@ def exported_text(problem: Path) -> str:
     own_code = carried(files.read(problem))
     template = Template(resources.files(__package__).joinpath("model_new.py.in").read_text())
     code = template.safe_substitute(
-        planning_types=_definitions(_PLANNING_TYPES), planning=carried(_definitions(_PLANNING))
+        cuda="\n\n".join(map(_cuda_constant, FAMILIES)),
+        planning_types=definitions_of(spec, _TYPES),
+        planning_functions=carried(definitions_of(spec, _FUNCTIONS)),
+        planning_families=carried("\n\n\n".join(map(family_function, FAMILIES.values()))),
+        families=", ".join(f"{name}_family()" for name in FAMILIES),
     )
     code = _with_names_of_its_own(code, own_code)
     return Template(code).substitute(
         marker=f"{files.EXPORT_MARKER} {convsmith.__version__}.",
         problem_name=problem.name,
         problem=own_code,
-        cuda=_cuda_source(),
         binding=resources.files("convsmith.jit").joinpath("binding.cpp").read_text(),
+        **{f"{family}_cuda": _cuda_source(family) for family in FAMILIES},
     )
 
 
-def _cuda_source() -> str:
-    """The kernels' text, with TEMPLATE_ARGUMENTS where a specialisation has its own."""
-    text = render(direct.NAME, "exported", ("TEMPLATE_ARGUMENTS",)).cuda
+def _cuda_constant(family: str) -> str:
+    """The definition of a family's CUDA source, which is put in when all names are settled."""
+    return f'{family.upper()}_CUDA = r"""\n${family}_cuda"""'
+
+
+def _cuda_source(family: str) -> str:
+    """A family's CUDA text, with TEMPLATE_ARGUMENTS where a specialisation has its own."""
+    text = render(family, "exported", ("TEMPLATE_ARGUMENTS",)).cuda
     return text.partition("\n")[2]  # the first line speaks of this package's files
-
-
-def _definitions(names: Mapping[ModuleType, Collection[str]]) -> str:
-    """The named definitions of some modules, as they stand there."""
-    text, previous = "", None
-    for module, wanted in names.items():
-        source = inspect.getsource(module)
-        lines = source.split("\n")
-        for node in ast.parse(source).body:
-            if _name_of(node) not in wanted:
-                continue
-            decorators: list[ast.expr] = getattr(node, "decorator_list", [])
-            first = min([node.lineno, *(part.lineno for part in decorators)]) - 1
-            while lines[first - 1].startswith("#"):
-                first -= 1
-            if previous is not None:
-                values = isinstance(node, ast.Assign) and isinstance(previous, ast.Assign)
-                text += "\n" if values else "\n\n\n"
-            text += "\n".join(lines[first : node.end_lineno])
-            previous = node
-    return text
-
-
-def _name_of(node: ast.stmt) -> str | None:
-    """The name that a statement of a module defines, if it defines one."""
-    if isinstance(node, ast.Assign) and isinstance(node.targets[0], ast.Name):
-        return node.targets[0].id
-    return getattr(node, "name", None)
 
 
 def _with_names_of_its_own(code: str, problem: str) -> str:

@@ -20,10 +20,10 @@ from convsmith.spec import ConvSpec, Direction, Shape
 NAME = "direct"
 LEAST_CAPABILITY = (7, 0)
 
-# A block's tile: TILE_COLUMNS columns, TILE_TERMS terms at a time, and one of these row counts.
+# The sizes of a block's tile.
 TILE_COLUMNS = 128
-TILE_TERMS = 8
-TILE_ROWS = (8, 16, 32, 64)
+TILE_TERMS = 8  # at a time
+TILE_ROWS = (8, 16, 32, 64)  # one of these
 
 _DIRECTION = {
     Direction.FORWARD: "kForward",
@@ -43,7 +43,7 @@ class Configuration:
     """How one ConvSpec is cut into blocks.
 
     Args:
-        rows, columns, terms: the contraction's extents in one group (and one phase of the stride).
+        rows, columns, terms: the contraction's extents in a group (and a phase of the stride).
         tile_rows: rows of a block's tile.
         splits: parts the terms are cut into; partial sums of more than one go to the workspace.
         promote_tiles: stages of TILE_TERMS terms between two promotions.
@@ -59,6 +59,11 @@ class Configuration:
     promote_tiles: int
     blocks: int
     workspace_bytes: int
+
+
+def obstacle(spec: ConvSpec) -> str | None:
+    """None: the family computes every convolution."""
+    return None
 
 
 def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
@@ -115,8 +120,8 @@ def specialisations() -> list[KernelSource]:
 def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -> int:
     """Into how many parts a weight gradient's terms are cut.
 
-    Enough for six blocks a multiprocessor; but parts of at least 512 terms, and at most 16 million
-    partial sums in all.
+    Enough for six blocks a multiprocessor; but parts of at least 512 terms, and at most 16
+    million partial sums in all.
     """
     wanted = -(-6 * multiprocessors // max(blocks, 1))
     return max(1, min(wanted, terms // 512, 2**24 // max(outputs, 1)))
@@ -125,8 +130,8 @@ def choose_splits(blocks: int, terms: int, outputs: int, multiprocessors: int) -
 def choose_promote_tiles(terms: int) -> int:
     """Stages between promotions: 32 terms, or 16 in sums of at most 64.
 
-    The rounding error of a sum grows with the square root of the terms between two promotions. At
-    32 it stays below that of every algorithm of cuDNN's; promoting costs a tenth of the time.
+    The rounding error of a sum grows with the square root of the terms between two promotions.
+    At 32 it stays below that of all of cuDNN's algorithms; promoting costs a tenth of the time.
     """
     return 2 if terms <= 64 else 4
 
@@ -150,6 +155,14 @@ def predicted_ms(
     rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
     moved = spec.bytes_moved + 2 * configuration.workspace_bytes
     return 1e3 * (operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12))
+
+
+def reason(configuration: Configuration) -> str:
+    """How the time comes about, in a few words."""
+    return (
+        f"{configuration.blocks} blocks of {configuration.tile_rows} x {TILE_COLUMNS}, "
+        f"{configuration.terms} terms in {configuration.splits} part(s)"
+    )
 
 
 def pack_problem(
@@ -203,14 +216,17 @@ def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:
 def specialise(direction: Direction, dtype: torch.dtype, tile_rows: int) -> KernelSource:
     """The kernel of one direction, dtype and tile."""
     name = f"{NAME}_{direction.value}_{str(dtype).removeprefix('torch.')}_{tile_rows}"
-    return render(NAME, name, template_arguments(direction, dtype, tile_rows))
+    return render(NAME, name, _arguments(direction, dtype, tile_rows))
 
 
-def template_arguments(
-    direction: Direction, dtype: torch.dtype, tile_rows: int
-) -> tuple[str, str, str]:
+def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[str, ...]:
     """What ``Specialisation`` of direct.cuh is instantiated with."""
-    return f"convsmith::direct::Direction::{_DIRECTION[direction]}", _ELEMENT[dtype], str(tile_rows)
+    return _arguments(spec.direction, spec.dtype, configuration.tile_rows)
+
+
+def _arguments(direction: Direction, dtype: torch.dtype, tile_rows: int) -> tuple[str, ...]:
+    constant = f"convsmith::direct::Direction::{_DIRECTION[direction]}"
+    return constant, _ELEMENT[dtype], str(tile_rows)
 
 
 def writable(direction: Direction) -> frozenset[int]:
