@@ -19,6 +19,7 @@
 
 #include <climits>
 
+#include "compensated.cuh"
 #include "direct_view.cuh"
 #include "element.cuh"
 #include "ptx/load.cuh"
@@ -39,11 +40,6 @@ constexpr int kTileK = 8;
 constexpr int kThreadN = 8;  // columns of a thread's register tile, in two runs of four
 constexpr int kRun = 4;
 constexpr int kTilesPerTable = kThreads / kTileK;
-
-// More than rounding loses of any finite sum: the largest number's last place.
-template <typename Accumulator>
-constexpr Accumulator kLargestLoss =
-    static_cast<Accumulator>(sizeof(Accumulator) == 8 ? 0x1p972 : 0x1p105);
 
 // Blocks a multiprocessor should hold: as many as their sums leave registers for.
 template <typename Accumulator>
@@ -226,22 +222,15 @@ struct RegisterTile {
     }
 
     // Adds the sums to the second set. What rounding loses of each addition starts the next sum, so
-    // that the length of the second chain costs no accuracy (Dekker's Fast2Sum). fmax only replaces
-    // the NaN that an infinite sum loses, by something too small to matter to it.
+    // that the length of the second chain costs no accuracy.
     __device__ __forceinline__ void promote(Run (*promoted)[kThreads], bool first) {
 #pragma unroll
         for (int run = 0; run < kRuns; ++run) {
             Run& second = promoted[run][threadIdx.x];
-            const Run before = first ? Run{} : second;
-            Run after;
+            Run total = first ? Run{} : second;
 #pragma unroll
-            for (int v = 0; v < kRun; ++v) {
-                Accumulator& sum = of_run(run, v);
-                after.values[v] = before.values[v] + sum;
-                const Accumulator lost = sum - (after.values[v] - before.values[v]);
-                sum = fmax(lost, -kLargestLoss<Accumulator>);
-            }
-            second = after;
+            for (int v = 0; v < kRun; ++v) add_compensated(total.values[v], of_run(run, v));
+            second = total;
         }
     }
 

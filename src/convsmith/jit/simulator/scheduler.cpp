@@ -11,6 +11,7 @@
 #include <cstring>
 #include <deque>
 #include <string>
+#include <vector>
 
 #include "memory.h"
 #include "simulator.h"
@@ -43,6 +44,15 @@ Fibre host;
 std::deque<Fibre> fibres;  // kept from block to block; a deque does not move them
 Fibre* running = &host;
 Fibre* leaving;
+
+// What the lanes of a warp hand to one another. Calls alternate between two sets of values, so that
+// a lane that is ahead overwrites nothing that another one has yet to read.
+constexpr int kLanes = 32;
+struct Warp {
+    std::uint64_t values[2][kLanes];
+    int calls;  // of all lanes together
+};
+std::vector<Warp> warps;
 
 struct Block {
     void (*thread)(const void* context);
@@ -127,6 +137,7 @@ void run_block() {
     block.unreturned = block.threads;
     block.arrived = 0;
     const int n = block.threads;
+    warps.assign((n + kLanes - 1) / kLanes, Warp{});
     const int step = order == Order::kAscending ? 1 : n - 1;
     for (int i = 0; i < n; ++i) {
         Fibre& fibre = fibres[i];
@@ -179,6 +190,18 @@ void give_way(const char* where, int line) {
 void go_on() { block.waits = 0; }
 
 void* shared_memory() { return block.shared->begin(); }
+
+std::uint64_t exchange(std::uint64_t bits, int lane_mask, int line) {
+    const int thread = static_cast<int>(
+        threadIdx.x + blockDim.x * (threadIdx.y + std::uint64_t{blockDim.y} * threadIdx.z));
+    const int lane = thread % kLanes;
+    Warp& warp = warps[thread / kLanes];
+    const int turn = warp.calls / kLanes;
+    warp.values[turn % 2][lane] = bits;
+    ++warp.calls;
+    wait_until([&warp, turn] { return warp.calls >= (turn + 1) * kLanes; }, "a shuffle", line);
+    return warp.values[turn % 2][lane ^ lane_mask];
+}
 
 const char* run_grid(void (*thread)(const void* context), const void* context, dim3 grid,
                      dim3 block_size, std::size_t shared_bytes) {
