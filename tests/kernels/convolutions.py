@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 import torch
@@ -10,9 +11,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from convsmith import execute
-from convsmith.spec import Pair
+from convsmith.spec import ConvSpec, Direction, Pair
 
-LAYOUTS = ("nchw", "channels_last", "transposed", "sliced", "expanded")
+LAYOUTS = ("nchw", "channels_last", "transposed", "sliced", "cropped", "expanded")
 
 
 @dataclass(frozen=True)
@@ -32,13 +33,14 @@ class Case:
     dtype: torch.dtype
     layout: str
     seed: int
+    upstream_layout: str = "nchw"
 
     def tensors(self, device: str) -> tuple[Tensor, Tensor, Tensor | None]:
-        """x, w and b."""
+        """x, w and b; without values on the meta device."""
         generator = torch.Generator().manual_seed(self.seed)
 
         def draw(*shape: int) -> Tensor:
-            return torch.randn(*shape, generator=generator).to(device, self.dtype)
+            return self._draw(generator, shape, device)
 
         channels = self.groups * self.group_channels
         filters = self.groups * self.group_filters
@@ -47,6 +49,32 @@ class Case:
         if self.layout == "channels_last":
             w = w.to(memory_format=torch.channels_last)
         return x, w, draw(filters) if self.has_bias else None
+
+    def upstream(self, y: Tensor) -> Tensor:
+        """dy, of the shape and on the device of ``y``."""
+        generator = torch.Generator().manual_seed(self.seed + 1)
+        return in_layout(self._draw(generator, y.shape, y.device.type), self.upstream_layout)
+
+    def specs(self) -> dict[Direction, ConvSpec]:
+        """What a kernel family is told of each direction."""
+        x, w, _ = self.tensors("meta")
+        dy = self.upstream(torch.conv2d(x, w, None, *self.geometry))
+        return {
+            direction: ConvSpec.of(
+                direction,
+                x,
+                w,
+                self.has_bias and direction is not Direction.GRAD_INPUT,
+                *self.geometry,
+                None if direction is Direction.FORWARD else dy,
+            )
+            for direction in Direction
+        }
+
+    def _draw(self, generator: torch.Generator, shape: Sequence[int], device: str) -> Tensor:
+        if device == "meta":
+            return torch.empty(shape, dtype=self.dtype, device=device)
+        return torch.randn(shape, generator=generator).to(device, self.dtype)
 
     @property
     def geometry(self) -> tuple[Pair, Pair, Pair, int]:
@@ -64,6 +92,11 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
         inner = room[:, 1:, 1:-1, ::2]
         inner.copy_(x)
         return inner
+    if layout == "cropped":  # rows begin at a multiple of 16 bytes where their width is one
+        room = x.new_full((x.shape[0], x.shape[1] + 1, x.shape[2] + 2, x.shape[3] + 16), math.nan)
+        inner = room[:, 1:, 1:-1, 8:-8]
+        inner.copy_(x)
+        return inner
     if layout == "expanded":
         return x[:1].expand_as(x)
     return x
@@ -72,22 +105,14 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
 @st.composite
 def cases(draw: st.DrawFn, largest: int = 14) -> Case:
     """Any convolution whose result is not empty, of images up to ``largest`` on a side."""
-
-    def pair(low: int, high: int) -> st.SearchStrategy[Pair]:
-        return st.tuples(st.integers(low, high), st.integers(low, high))
-
-    kernel_size = draw(pair(1, 5))
-    stride, padding, dilation = draw(pair(1, 4)), draw(pair(0, 3)), draw(pair(1, 3))
-    size = [
-        draw(st.integers(max(1, step * (taps - 1) + 1 - 2 * pad), largest + step * (taps - 1)))
-        for taps, step, pad in zip(kernel_size, dilation, padding, strict=True)
-    ]
+    kernel_size = draw(pairs(1, 5))
+    stride, padding, dilation = draw(pairs(1, 4)), draw(pairs(0, 3)), draw(pairs(1, 3))
     return Case(
         batch=draw(st.integers(1, 3)),
         group_channels=draw(st.sampled_from([1, 2, 3, 5, 9])),
         group_filters=draw(st.sampled_from([1, 2, 7, 9, 17, 33, 65])),
         groups=draw(st.sampled_from([1, 1, 2, 3])),
-        size=(size[0], size[1]),
+        size=draw(sizes(kernel_size, padding, dilation, largest)),
         kernel_size=kernel_size,
         stride=stride,
         padding=padding,
@@ -96,14 +121,61 @@ def cases(draw: st.DrawFn, largest: int = 14) -> Case:
         dtype=draw(st.sampled_from([torch.float32, torch.float64, torch.float16, torch.bfloat16])),
         layout=draw(st.sampled_from(LAYOUTS)),
         seed=draw(st.integers(0, 2**31)),
+        upstream_layout=draw(st.sampled_from(LAYOUTS)),
     )
+
+
+@st.composite
+def narrow_layers(draw: st.DrawFn, images: int, largest: int = 14) -> list[Case]:
+    """One layer of few channels a group, on so many images of different sizes and layouts."""
+    kernel_size = draw(st.one_of(pairs(1, 7), pairs(1, 7), pairs(1, 7), pairs(1, 13)))
+    padding = draw(st.one_of(pairs(0, 3), pairs(0, 3), pairs(0, 9)))
+    stride, dilation = draw(pairs(1, 4)), draw(pairs(1, 3))
+    group_channels = draw(st.sampled_from([1, 1, 1, 1, 2, 3, 4, 5, 6, 7]))
+    group_filters = draw(st.one_of(st.just(group_channels), st.integers(1, 9)))
+    dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
+    return [
+        Case(
+            batch=draw(st.integers(1, 5)),
+            group_channels=group_channels,
+            group_filters=group_filters,
+            groups=draw(st.integers(1 if group_channels == 1 else 2, 6)),
+            size=draw(sizes(kernel_size, padding, dilation, largest)),
+            kernel_size=kernel_size,
+            stride=stride,
+            padding=padding,
+            dilation=dilation,
+            has_bias=draw(st.booleans()),
+            dtype=dtype,
+            layout=draw(st.sampled_from(LAYOUTS)),
+            seed=draw(st.integers(0, 2**31)),
+            upstream_layout=draw(st.sampled_from(LAYOUTS)),
+        )
+        for _ in range(images)
+    ]
+
+
+def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:
+    """Two numbers that need not be equal."""
+    return st.tuples(st.integers(low, high), st.integers(low, high))
+
+
+def sizes(
+    kernel_size: Pair, padding: Pair, dilation: Pair, largest: int
+) -> st.SearchStrategy[Pair]:
+    """Of images with a result of at least one row and column, and at most about ``largest``."""
+    rows, columns = (
+        st.integers(max(1, step * (taps - 1) + 1 - 2 * pad), largest + step * (taps - 1))
+        for taps, pad, step in zip(kernel_size, padding, dilation, strict=True)
+    )
+    return st.tuples(rows, columns)
 
 
 def check(case: Case, device: str) -> None:
     """Runs all three directions and compares each with float64, next to PyTorch's own error."""
     x, w, b = case.tensors(device)
     y = execute.forward(x, w, b, *case.geometry)
-    grad = torch.randn(y.shape, dtype=torch.float32).to(y)
+    grad = case.upstream(y)
     dx = execute.input_gradient(grad, w, x, *case.geometry)
     dw, db = execute.weight_gradient(grad, x, w, *case.geometry, case.has_bias)
     ours = {"y": y, "dx": dx, "dw": dw, "db": db}

@@ -1,39 +1,40 @@
 """The depthwise family: few channels a group, at the speed of memory (see depthwise.cuh).
 
 It covers one channel a group, with any number of filters, and narrow groups of up to
-MOST_GROUP_CHANNELS channels. Compiled in are the direction, the dtype, kernel size, stride, padding,
-dilation and a thread's tile; image sizes, channels and strides in memory are run-time numbers, so a
-network needs one kernel for each kind of layer and a new input size none.
+MOST_GROUP_CHANNELS channels. Compiled in are the direction, the dtype, kernel size, stride,
+padding, dilation and a thread's tile; image sizes, channels and strides in memory are run-time
+numbers, so a network needs one kernel for each kind of layer and a new input size none.
 """
 
 from __future__ import annotations
 
 import math
 import struct
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
 
 from convsmith.kernels.source import KernelSource, render
 from convsmith.roofline import Ceilings
-from convsmith.spec import ConvSpec, Direction, Pair, Shape
+from convsmith.spec import ConvSpec, Direction, Pair, Shape, strides_like_channels_last
 
 NAME = "depthwise"
 LEAST_CAPABILITY = (8, 0)  # cp.async
 
 MOST_GROUP_CHANNELS = 7
-MOST_THREADS = 256  # kMostThreads of depthwise_convolve.cuh
-SHARED_BYTES = 96 * 1024  # a block's on every GPU of LEAST_CAPABILITY and newer
-# What a block uses where it can choose: several blocks then share a multiprocessor, and one computes
-# while others wait for memory.
-GOOD_SHARED_BYTES = 74 * 1024
+MOST_THREADS = 256
+# Least threads of a block, and stages, in the order in which they are tried.
+ATTEMPTS = ((128, 2), (128, 1), (32, 2), (32, 1))
+MOST_CHANNELS_AT_ONCE = 8  # kChannels of Convolution
+SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPABILITY and newer
+MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
 MOST_WORKSPACE_BYTES = 64 * 2**20
 MOST_WINDOW = 80  # columns of a source row that a thread keeps in registers
 MOST_TILE = 64  # outputs of a thread
 MOST_KEPT_TAPS = 64  # sums of a weight gradient that a thread keeps
 SPREAD_TILE = (4, 8)  # taps of a thread of a weight gradient of more taps than that
 SPREAD_RUN = 8  # kRun of depthwise_weight.cuh
-BLOCKS_PER_MULTIPROCESSOR = 4
 
 _ELEMENT = {
     torch.float32: "float",
@@ -50,13 +51,15 @@ class Configuration:
         tile: outputs of a thread; of a weight gradient positions of dy, or taps if ``spreads``.
         thread_filters: filters of a thread (channels, in a weight gradient).
         spreads: a weight gradient whose threads own taps.
+        together: planes of a channels_last tensor that lie interleaved in shared memory, or 1.
+        stages: tiles that are in shared memory at once.
+        resident: blocks that share a multiprocessor.
         bundles: planes, or groups of planes, of a block.
         bundle_filters: weight gradient: filters that share a bundle's input.
         thread_tiles: threads of a block down and across a plane.
         part: weight gradient: rows and columns of dy in shared memory at once.
-        channels: channels of a bundle in shared memory at once.
-        source_rows, row_pitch, plane_pitch: of x (or dy) in shared memory, in elements.
-        upstream_row_pitch, upstream_plane_pitch: weight gradient: the same of dy.
+        source_size: of the tile of x (or dy) in shared memory.
+        upstream_columns: weight gradient: of the tile of dy.
         threads: of a block.
         blocks: of the grid.
         splits: weight gradient: parts that images and rows are cut into.
@@ -67,16 +70,15 @@ class Configuration:
     tile: Pair
     thread_filters: int
     spreads: bool
+    together: int
+    stages: int
+    resident: int
     bundles: int
     bundle_filters: int
     thread_tiles: Pair
     part: Pair
-    channels: int
-    source_rows: int
-    row_pitch: int
-    plane_pitch: int
-    upstream_row_pitch: int
-    upstream_plane_pitch: int
+    source_size: Pair
+    upstream_columns: int
     threads: int
     blocks: int
     splits: int
@@ -174,12 +176,14 @@ def thread_tile(spec: ConvSpec) -> Pair:
     conflicts. Many taps: more columns share each tap that is loaded. An input gradient's tile holds
     whole strides.
     """
-    kernel_rows, kernel_columns = spec.weight_shape[2:]
+    taps = math.prod(spec.weight_shape[2:])
     if spreads_taps(spec):
         return SPREAD_TILE
     if spec.direction is Direction.GRAD_WEIGHT:
-        return (8 if kernel_rows * kernel_columns <= 9 else 4), 4
-    rows, columns = (8, 4) if kernel_rows * kernel_columns <= 25 else (7, 8)
+        return (8 if taps <= 9 and spec.stride == (1, 1) else 4), 4
+    rows, columns = (8, 4) if taps <= 25 else (7, 8)
+    if spec.direction is Direction.FORWARD and max(spec.stride) > 1:
+        rows, columns = 4, 4
     while rows > 2 and rows * columns * thread_filters(spec) > MOST_TILE:
         rows = -(-rows // 2)
     if spec.direction is Direction.GRAD_INPUT:
@@ -188,6 +192,30 @@ def thread_tile(spec: ConvSpec) -> Pair:
             for stride, size in zip(spec.stride, (rows, columns), strict=True)
         )
     return rows, columns
+
+
+def resident_blocks(spec: ConvSpec) -> int:
+    """Blocks of a multiprocessor: as many as a thread's sums leave registers for."""
+    if spec.direction is Direction.GRAD_WEIGHT:
+        return 2
+    return 3 if math.prod(thread_tile(spec)) * thread_filters(spec) <= 32 else 2
+
+
+def planes_together(spec: ConvSpec) -> int:
+    """How many planes of channels_last tensors lie interleaved in a tile; 1 where planes are apart.
+
+    Interleaved, a warp reads neighbouring channels; this needs one filter for each channel.
+    """
+    tensors = (
+        (spec.input_shape, spec.input_strides),
+        (spec.output_shape, spec.output_strides),
+    )
+    one_each = spec.weight_shape[1] == 1 and spec.weight_shape[0] == spec.groups
+    if spreads_taps(spec) or not one_each or spec.groups < 8:
+        return 1
+    if not all(strides_like_channels_last(*tensor) for tensor in tensors):
+        return 1
+    return 32 if spec.groups > 16 else 16 if spec.groups > 8 else 8
 
 
 def computed(spec: ConvSpec) -> tuple[Shape, Shape, Shape, Shape]:
@@ -201,193 +229,194 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``."""
     if spec.direction is Direction.GRAD_WEIGHT:
         return configure_weight_gradient(spec, multiprocessors)
-    source_shape, source_strides, out_shape, _ = computed(spec)
-    tile, filters = thread_tile(spec), thread_filters(spec)
+    source_shape, _, out_shape, _ = computed(spec)
+    itemsize = spec.dtype.itemsize
+    tile, filters, together = thread_tile(spec), thread_filters(spec), planes_together(spec)
     rows, columns = rows_of(spec, tile[0]), columns_of(spec, tile[1])
     sums, outputs = source_shape[1] // spec.groups, out_shape[1] // spec.groups
-    all_bundles = out_shape[0] * spec.groups * -(-outputs // filters)
-    # A channels_last tensor is read in sectors of 32 bytes: so many neighbouring channels.
-    together = 32 // spec.dtype.itemsize if source_strides[1] == 1 != source_strides[3] else 1
+    channels = min(sums, MOST_CHANNELS_AT_ONCE)
+    bundles_of_image = spec.groups * -(-outputs // filters)
+    resident = resident_blocks(spec)
+    filter_row = -(-spec.weight_shape[3] * filters // 4) * 4
 
-    def attempt(threads: int, channels: int, most_bundles: int) -> Configuration:
-        thread_tiles = cut_plane(out_shape[2:], tile, max(1, threads // together))
-        bundles = max(1, min(threads // math.prod(thread_tiles), most_bundles, all_bundles))
-        row_pitch = pitch_of(columns, thread_tiles[1], spec.dtype.itemsize)
-        source_rows = (thread_tiles[0] - 1) * rows.advance + rows.extent
-        plane_pitch = apart(source_rows * row_pitch, together, spec.dtype.itemsize)
-        taps = spec.weight_shape[2] * -(-spec.weight_shape[3] * filters // 4) * 4
-        vector = 16 // spec.dtype.itemsize
-        run = -(-(thread_tiles[1] * tile[1] + vector) // vector) * vector
-        shared_bytes = (
-            -(-bundles * 32 // 16) * 16
-            + bundles * channels * taps * 4
-            + bundles
-            * spec.dtype.itemsize
-            * max(channels * plane_pitch, filters * thread_tiles[0] * tile[0] * run)
+    def attempt(threads: int, stages: int, most_bundles: int) -> Configuration:
+        thread_tiles = cut_plane(out_shape[2:], tile, threads, together)
+        bundles = together
+        if together == 1 and filters >= outputs:
+            fitting = min(threads // math.prod(thread_tiles), most_bundles, bundles_of_image)
+            bundles = even_part(bundles_of_image, max(1, fitting))
+        reach = (thread_tiles[1] - 1) * columns.advance + columns.extent
+        source_size = (
+            (thread_tiles[0] - 1) * rows.advance + rows.extent,
+            reach if together > 1 else aligned_columns(columns, reach, itemsize),
         )
-        bands = math.prod(
-            -(-size // (count * one))
-            for size, count, one in zip(out_shape[2:], thread_tiles, tile, strict=True)
-        )
+        vector = 16 // itemsize
+        run = thread_tiles[1] * tile[1]
+        run = run if together > 1 else (run + 2 * vector - 2) // vector * vector
+        out = filters * thread_tiles[0] * tile[0] * run
+        tile_size = up_to_eights(bundles * max(channels * math.prod(source_size), out))
+        filter_size = up_to_eights(bundles * channels * spec.weight_shape[2] * filter_row)
+        tiles = out_shape[0] * -(-bundles_of_image // bundles)
+        for size, count, one in zip(out_shape[2:], thread_tiles, tile, strict=True):
+            tiles *= -(-size // (count * one))
         return Configuration(
             tile=tile,
             thread_filters=filters,
             spreads=False,
+            together=together,
+            stages=stages,
+            resident=resident,
             bundles=bundles,
             bundle_filters=1,
             thread_tiles=thread_tiles,
             part=(0, 0),
-            channels=channels,
-            source_rows=source_rows,
-            row_pitch=row_pitch,
-            plane_pitch=plane_pitch,
-            upstream_row_pitch=0,
-            upstream_plane_pitch=0,
+            source_size=source_size,
+            upstream_columns=0,
             threads=-(-bundles * math.prod(thread_tiles) // 32) * 32,
-            blocks=-(-all_bundles // bundles) * bands,
+            blocks=min(tiles, resident * multiprocessors),
             splits=1,
-            shared_bytes=shared_bytes,
+            shared_bytes=stages * (tile_size + filter_size) * itemsize,
             workspace_bytes=0,
         )
 
-    return first_that_fits(attempt, sums, -(-all_bundles // (2 * multiprocessors)), together)
+    most_bundles = -(-out_shape[0] * bundles_of_image // (resident * multiprocessors))
+    return largest_that_fits(attempt, resident, most_bundles)
 
 
 def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configuration:
     """The tiling of a weight gradient."""
     out_channels, group_channels, *kernel_size = spec.weight_shape
     group_filters = out_channels // spec.groups
-    tile, channels = thread_tile(spec), thread_filters(spec)
+    itemsize = spec.dtype.itemsize
+    tile, channels, together = thread_tile(spec), thread_filters(spec), planes_together(spec)
     spreads = spreads_taps(spec)
     columns = columns_of(spec, tile[1])
     filters = 1 if spreads else even_part(group_filters, 4)
+    one_bundle_each = filters >= group_filters and channels >= group_channels
     all_bundles = spec.groups * -(-group_filters // filters) * -(-group_channels // channels)
-    together = (
-        32 // spec.dtype.itemsize if spec.input_strides[1] == 1 != spec.input_strides[3] else 1
-    )
-    tap_tiles = math.prod(-(-taps // one) for taps, one in zip(kernel_size, tile, strict=True))
+    tap_tiles = [-(-taps // one) for taps, one in zip(kernel_size, tile, strict=True)]
+    resident = resident_blocks(spec)
 
-    def attempt(threads: int, _: int, most_bundles: int) -> Configuration:
-        most = max(1, threads // (filters * together))
+    def attempt(threads: int, stages: int, most_bundles: int) -> Configuration:
         if spreads:
-            part = (
-                min(spec.output_size[0], 64),
-                min(spec.output_size[1], max(1, most // tap_tiles) * SPREAD_RUN, 64),
+            runs = max(
+                1, min(-(-spec.output_size[1] // SPREAD_RUN), threads // math.prod(tap_tiles))
             )
-            thread_tiles = (-(-part[1] // SPREAD_RUN), tap_tiles)
-            if math.prod(thread_tiles) > MOST_THREADS:
-                thread_tiles = (1, tap_tiles)
-            source_rows = (part[0] - 1) * spec.stride[0] + 1
-            source_rows += (-(-kernel_size[0] // tile[0]) * tile[0] - 1) * spec.dilation[0]
-            runs = -(-part[1] // SPREAD_RUN) * SPREAD_RUN
-            reach = (runs - 1) * spec.stride[1] + 1
-            reach += (-(-kernel_size[1] // tile[1]) * tile[1] - 1) * spec.dilation[1]
-            row_pitch = pitch_over(columns, reach, spec.dtype.itemsize)
+            part = (min(spec.output_size[0], 64), min(spec.output_size[1], runs * SPREAD_RUN))
+            thread_tiles = (runs, math.prod(tap_tiles))
+            rows, reach = (
+                (size - 1) * stride + (count * one - 1) * dilation + 1
+                for size, stride, count, one, dilation in zip(
+                    (part[0], runs * SPREAD_RUN),
+                    spec.stride,
+                    tap_tiles,
+                    tile,
+                    spec.dilation,
+                    strict=True,
+                )
+            )
         else:
-            thread_tiles = cut_plane(spec.output_size, tile, most)
+            thread_tiles = cut_plane(spec.output_size, tile, threads // filters, together)
             part = (thread_tiles[0] * tile[0], thread_tiles[1] * tile[1])
-            rows = rows_of(spec, tile[0])
-            source_rows = (thread_tiles[0] - 1) * rows.advance + rows.extent
-            row_pitch = pitch_of(columns, thread_tiles[1], spec.dtype.itemsize)
-        vector = 16 // spec.dtype.itemsize
-        pairs = filters * math.prod(thread_tiles)
-        bundles = max(1, min(threads // pairs, most_bundles, all_bundles))
-        plane_pitch = apart(source_rows * row_pitch, together, spec.dtype.itemsize)
-        upstream_row_pitch = -(-part[1] // vector) * vector
-        upstream_plane_pitch = apart(part[0] * upstream_row_pitch, together, spec.dtype.itemsize)
-        block_threads = -(-bundles * pairs // 32) * 32
-        values = channels * math.prod(kernel_size) + 1
-        totals = -(-bundles * filters * values * 8 // 16) * 16
-        tiles = bundles * (channels * plane_pitch + filters * upstream_plane_pitch)
-        bundle_blocks = -(-all_bundles // bundles)
+            axis = rows_of(spec, tile[0])
+            rows = (thread_tiles[0] - 1) * axis.advance + axis.extent
+            reach = (thread_tiles[1] - 1) * columns.advance + columns.extent
+        vector = 16 // itemsize
+        pair_threads = math.prod(thread_tiles)
+        bundles = together
+        if together == 1:
+            fitting = threads // (filters * pair_threads) if one_bundle_each else 1
+            bundles = even_part(all_bundles, max(1, min(fitting, most_bundles)))
+        source_size = (
+            rows,
+            reach if together > 1 else aligned_columns(columns, reach, itemsize),
+        )
+        upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
+        block_threads = -(-bundles * filters * pair_threads // 32) * 32
+        sets = -(-all_bundles // bundles)
         items = spec.input_shape[0] * math.prod(
             -(-size // one) for size, one in zip(spec.output_size, part, strict=True)
         )
         outputs = math.prod(spec.weight_shape) + out_channels
-        splits = max(
-            1,
-            min(
-                BLOCKS_PER_MULTIPROCESSOR * multiprocessors // bundle_blocks,
-                items,
-                MOST_WORKSPACE_BYTES // (8 * outputs),
-            ),
-        )
+        fitting = MOST_WORKSPACE_BYTES // (8 * outputs)
+        splits = max(1, min(resident * multiprocessors // sets, items, fitting))
+        values = channels * math.prod(kernel_size) + 1
+        totals = -(-bundles * filters * values * 8 // 16) * 16
+        x = up_to_eights(bundles * channels * math.prod(source_size))
+        y = bundles * filters * part[0] * upstream_columns
+        stage = up_to_eights(max(x + y, 8 * block_threads * 4 // itemsize))
         return Configuration(
             tile=tile,
             thread_filters=channels,
             spreads=spreads,
+            together=together,
+            stages=stages,
+            resident=resident,
             bundles=bundles,
             bundle_filters=filters,
             thread_tiles=thread_tiles,
             part=part,
-            channels=channels,
-            source_rows=source_rows,
-            row_pitch=row_pitch,
-            plane_pitch=plane_pitch,
-            upstream_row_pitch=upstream_row_pitch,
-            upstream_plane_pitch=upstream_plane_pitch,
+            source_size=source_size,
+            upstream_columns=upstream_columns,
             threads=block_threads,
-            blocks=bundle_blocks * splits,
+            blocks=sets * splits,
             splits=splits,
-            shared_bytes=totals + max(tiles * spec.dtype.itemsize, 8 * 4 * block_threads),
+            shared_bytes=totals + stages * stage * itemsize,
             workspace_bytes=8 * splits * outputs if splits > 1 else 0,
         )
 
-    return first_that_fits(attempt, 1, all_bundles, together)
+    return largest_that_fits(attempt, resident, all_bundles)
 
 
-def first_that_fits(attempt, channels: int, most_bundles: int, together: int) -> Configuration:  # type: ignore[no-untyped-def]
-    """The largest block whose shared memory lets several share a multiprocessor.
+def largest_that_fits(
+    attempt: Callable[[int, int, int], Configuration], resident: int, most_bundles: int
+) -> Configuration:
+    """The largest block of which ``resident`` share a multiprocessor, with two stages if possible.
 
-    Where none does, the one that takes the least.
+    Where none fits, the one that takes the least shared memory.
     """
-    attempts = []
-    threads = MOST_THREADS
-    while threads >= 32:
-        bundles = max(most_bundles, together)
-        while True:
-            attempts.append(attempt(threads, channels, bundles))
-            if attempts[-1].shared_bytes <= GOOD_SHARED_BYTES:
-                return attempts[-1]
-            if attempts[-1].bundles <= together:
-                break
-            bundles = max(together, attempts[-1].bundles // 2)
-        threads //= 2
-    attempts.append(attempt(32, 1, 1))
-    return min(attempts, key=lambda configuration: configuration.shared_bytes)
+    limit = min(SHARED_BYTES, MULTIPROCESSOR_BYTES // resident - 1024)
+    tried = []
+    for least_threads, stages in ATTEMPTS:
+        threads = MOST_THREADS
+        while threads >= least_threads:
+            bundles = most_bundles
+            while bundles >= 1:
+                configuration = attempt(threads, stages, bundles)
+                if configuration.shared_bytes <= limit and configuration.threads >= least_threads:
+                    return configuration
+                tried.append(configuration)
+                bundles = min(bundles, configuration.bundles) // 2
+            threads //= 2
+    fitting = [one for one in tried if one.shared_bytes <= limit] or tried
+    return max(fitting, key=lambda one: -one.shared_bytes if fitting is tried else one.threads)
 
 
-def cut_plane(size: Pair, tile: Pair, threads: int) -> Pair:
+def cut_plane(size: Pair, tile: Pair, threads: int, together: int) -> Pair:
     """(down, across): how many threads work on a plane at once.
 
     Whole rows where they fit, for then what a block stores is one contiguous run; else a multiple
     of eight across, so that every band begins at a multiple of 16 bytes. Bands of equal height.
+    Interleaved planes share the threads, and their rows are short.
     """
     down, across = (-(-extent // one) for extent, one in zip(size, tile, strict=True))
-    if across > threads:
+    if together > 1:
+        threads //= together
+        across = min(across, max(1, threads // 2))
+    elif across > threads:
         across = max(threads // 2 // 8 * 8, 8)
     return even_part(down, max(1, threads // across)), across
 
 
-def pitch_of(columns: Axis, across: int, itemsize: int) -> int:
-    """Elements from one row of a source tile to the next, where ``across`` threads share it."""
-    return pitch_over(columns, (across - 1) * columns.advance + columns.extent, itemsize)
-
-
-def pitch_over(columns: Axis, reach: int, itemsize: int) -> int:
-    """The same, where ``reach`` columns are needed: they and what aligns them to 16 bytes."""
+def aligned_columns(columns: Axis, reach: int, itemsize: int) -> int:
+    """Columns of a tile in which ``reach`` are needed: with them, what aligns them to 16 bytes."""
     vector = 16 // itemsize
-    return -(-(columns.first % vector + reach + vector - 1) // vector) * vector
+    return -(-(columns.first % vector + reach) // vector) * vector
 
 
-def apart(plane: int, together: int, itemsize: int) -> int:
-    """Elements from one plane of a tile to the next: where several are ``together``, such that
-    neighbouring ones begin 16 bytes apart in the banks of shared memory.
-    """
-    if together == 1:
-        return plane
-    all_banks, step = 128 // itemsize, 16 // itemsize
-    return -(-(plane - step) // all_banks) * all_banks + step
+def up_to_eights(elements: int) -> int:
+    """``elements`` rounded up so that what follows them in shared memory is aligned."""
+    return -(-elements // 8) * 8
 
 
 def reason(configuration: Configuration) -> str:
@@ -396,7 +425,8 @@ def reason(configuration: Configuration) -> str:
     what = "taps" if configuration.spreads else "outputs"
     return (
         f"{configuration.blocks} blocks of {configuration.threads} threads, {rows} x {columns} "
-        f"{what} a thread, {configuration.shared_bytes / 1024:.0f} KiB shared"
+        f"{what} a thread, {configuration.shared_bytes / 1024:.0f} KiB shared in "
+        f"{configuration.stages} stage(s)"
     )
 
 
@@ -423,42 +453,37 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
             *(batch, spec.groups, group_channels, group_filters, *input_size, *spec.output_size),
             *(*spec.input_strides, *spec.output_strides, *strides),
             *(configuration.bundles, configuration.bundle_filters, *configuration.part),
-            *(*configuration.thread_tiles, configuration.splits, configuration.source_rows),
-            *(configuration.row_pitch, configuration.plane_pitch),
-            *(configuration.upstream_row_pitch, configuration.upstream_plane_pitch),
-            configuration.threads,
+            *(*configuration.thread_tiles, configuration.splits, *configuration.source_size),
+            *(configuration.upstream_columns, configuration.threads),
         )
         return struct.pack(f"{len(numbers)}q", *numbers)
     source_shape, source_strides, out_shape, out_strides = computed(spec)
-    sums, outputs = source_shape[1] // spec.groups, out_shape[1] // spec.groups
+    outputs = out_shape[1] // spec.groups
     planes = strides[:2] if spec.direction is Direction.FORWARD else strides[1::-1]
     numbers = (  # ConvolveProblem of depthwise_convolve.cuh
-        *(batch, spec.groups, sums, outputs, *source_shape[2:], *out_shape[2:]),
+        *(batch, spec.groups, outputs, *source_shape[2:], *out_shape[2:]),
         *(*source_strides, *out_strides, group_filters * strides[0], *planes, *strides[2:]),
-        *(configuration.bundles, *configuration.thread_tiles, configuration.channels),
-        *(configuration.row_pitch, configuration.plane_pitch, configuration.threads),
+        *(configuration.bundles, *configuration.thread_tiles, *configuration.source_size),
+        *(configuration.threads, configuration.blocks),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
 
 def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[str, ...]:
     """What ``Specialisation`` of depthwise.cuh is instantiated with: one type."""
-    numbers = (
-        *(*spec.weight_shape[2:], *spec.stride, *spec.padding, *spec.dilation),
-        *(*configuration.tile, configuration.thread_filters),
-    )
-    text = ", ".join(map(str, numbers))
+    geometry = (*spec.weight_shape[2:], *spec.stride, *spec.padding, *spec.dilation)
+    numbers = ", ".join(map(str, (*geometry, *configuration.tile, configuration.thread_filters)))
+    most_threads = -(-configuration.threads // 128) * 128
+    last = f"{configuration.together}, {configuration.stages}, {most_threads}"
+    last += f", {configuration.resident}"
     element = _ELEMENT[spec.dtype]
     space = "convsmith::depthwise::"
     if spec.direction is Direction.GRAD_WEIGHT:
         spreads = str(configuration.spreads).lower()
-        return (f"{space}WeightGradient<{element}, {text}, {spreads}>",)
-    is_gradient = spec.direction is Direction.GRAD_INPUT
-    adds_channels = (spec.output_shape if is_gradient else spec.input_shape)[1] > spec.groups
-    return (
-        f"{space}Convolution<{str(is_gradient).lower()}, {element}, {text}, "
-        f"{str(adds_channels).lower()}>",
-    )
+        return (f"{space}WeightGradient<{element}, {numbers}, {spreads}, {last}>",)
+    is_gradient = str(spec.direction is Direction.GRAD_INPUT).lower()
+    sums = computed(spec)[0][1] // spec.groups
+    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {sums}, {last}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

@@ -1,4 +1,7 @@
 // Tiles of tensors on their way between global and shared memory, for any strides.
+//
+// Who moves what is worked out once for each thread and then holds for every tile: a block goes over
+// many tiles of one shape, and divisions would cost more than the rest.
 #pragma once
 
 #include "element.cuh"
@@ -6,48 +9,40 @@
 
 namespace convsmith::depthwise {
 
-// Three nested indices, `inner` fastest, that a thread advances by a fixed distance without dividing.
-struct Counter {
-    int outer, middle, inner;
-    int step_outer, step_middle, step_inner;
-    int extent_outer, extent_middle, extent_inner;
+// Nested indices, the last one fastest, that advance by a fixed distance without dividing.
+template <int kDigits>
+struct Odometer {
+    int at[kDigits];
+    int step[kDigits];
+    int extent[kDigits];
 
-    __device__ Counter(int start, int step, int outer_extent, int middle_extent, int inner_extent)
-        : outer(start / inner_extent / middle_extent),
-          middle(start / inner_extent % middle_extent),
-          inner(start % inner_extent),
-          step_outer(step / inner_extent / middle_extent),
-          step_middle(step / inner_extent % middle_extent),
-          step_inner(step % inner_extent),
-          extent_outer(outer_extent),
-          extent_middle(middle_extent),
-          extent_inner(inner_extent) {}
+    __device__ Odometer(const int (&extents)[kDigits], int start, int distance) {
+#pragma unroll
+        for (int i = kDigits - 1; i > 0; --i) {
+            extent[i] = extents[i];
+            at[i] = start % extents[i];
+            step[i] = distance % extents[i];
+            start /= extents[i];
+            distance /= extents[i];
+        }
+        extent[0] = extents[0];
+        at[0] = start;
+        step[0] = distance;
+    }
 
-    __device__ __forceinline__ bool more() const { return outer < extent_outer; }
+    __device__ __forceinline__ bool more() const { return at[0] < extent[0]; }
 
     __device__ __forceinline__ void advance() {
-        inner += step_inner;
-        middle += step_middle;
-        outer += step_outer;
-        if (inner >= extent_inner) {
-            inner -= extent_inner;
-            ++middle;
-        }
-        if (middle >= extent_middle) {
-            middle -= extent_middle;
-            ++outer;
+#pragma unroll
+        for (int i = 0; i < kDigits; ++i) at[i] += step[i];
+#pragma unroll
+        for (int i = kDigits - 1; i > 0; --i) {
+            if (at[i] >= extent[i]) {
+                at[i] -= extent[i];
+                ++at[i - 1];
+            }
         }
     }
-};
-
-// A part of some planes of a tensor. Where it reaches outside of the planes it is zero.
-struct Region {
-    int planes, rows, columns;        // its extents in shared memory
-    int plane_pitch, row_pitch;       // elements in shared memory from one to the next
-    int first_row, first_column;      // its place in the tensor, which may be negative
-    int height, width;                // of the tensor's planes
-    std::int64_t row_stride, column_stride;  // elements in the tensor
-    bool planes_fastest;  // the tensor is channels last: neighbouring threads take planes
 };
 
 // Moves one run of elements; 16-bit ones that come alone are too small for cp.async.
@@ -61,71 +56,118 @@ __device__ __forceinline__ void move(T* shared, const T* global, bool readable) 
     }
 }
 
-// Begins to load a region, kElements neighbouring columns at a time. `plane_of(i)` is the element of
-// `tensor` at which the region's plane i begins.
-template <int kElements, typename T, typename PlaneOf>
-__device__ void load_runs(const Region& region, T* shared, const T* tensor, PlaneOf plane_of) {
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    for (Counter at(thread, threads, region.planes, region.rows, region.columns / kElements);
-         at.more(); at.advance()) {
-        const int h = region.first_row + at.middle;
-        const int w = region.first_column + at.inner * kElements;
-        const bool readable = static_cast<unsigned>(h) < static_cast<unsigned>(region.height) &&
-                              static_cast<unsigned>(w) < static_cast<unsigned>(region.width);
-        const T* from = tensor + plane_of(at.outer) + h * region.row_stride;
-        T* to = shared + at.outer * region.plane_pitch + at.middle * region.row_pitch +
-                at.inner * kElements;
-        move<kElements>(to, from + (kElements == 1 ? w * region.column_stride : w), readable);
-    }
-}
+// What a tile is: a part of some planes of a tensor. Where it reaches outside of them it is zero.
+// In shared memory planes lie one after another, or (kInterleaved) element by element, as in a
+// channels_last tensor.
+struct TileShape {
+    int planes, rows, columns;
+    int height, width;                                   // of the tensor's planes
+    std::int64_t plane_stride, row_stride, column_stride;  // in the tensor
+    int run;  // neighbouring elements that move at once: columns, or planes of interleaved ones
+};
 
-template <typename T, typename PlaneOf>
-__device__ void load_channels_last(const Region& region, T* shared, const T* tensor,
-                                   PlaneOf plane_of) {
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    for (Counter at(thread, threads, region.rows, region.columns, region.planes); at.more();
-         at.advance()) {
-        const int h = region.first_row + at.outer;
-        const int w = region.first_column + at.middle;
-        const bool readable = static_cast<unsigned>(h) < static_cast<unsigned>(region.height) &&
-                              static_cast<unsigned>(w) < static_cast<unsigned>(region.width);
-        const T* from =
-            tensor + plane_of(at.inner) + h * region.row_stride + w * region.column_stride;
-        T* to = shared + at.inner * region.plane_pitch + at.outer * region.row_pitch + at.middle;
-        move<1>(to, from, readable);
+// A thread's share of loading tiles of one shape.
+template <typename T, bool kInterleaved>
+class TileLoader {
+  public:
+    __device__ explicit TileLoader(const TileShape& shape)
+        : first_(extents(shape).values, static_cast<int>(threadIdx.x),
+                 static_cast<int>(blockDim.x)),
+          height_(shape.height),
+          width_(shape.width),
+          run_(shape.run) {
+        const std::int64_t outer = kInterleaved ? shape.row_stride : shape.plane_stride;
+        const std::int64_t middle = kInterleaved ? shape.column_stride : shape.row_stride;
+        const std::int64_t inner = shape.run * (kInterleaved ? 1 : shape.column_stride);
+        offset_ = static_cast<int>(first_.at[0] * outer + first_.at[1] * middle +
+                                   first_.at[2] * inner);
+        step_ = static_cast<int>(first_.step[0] * outer + first_.step[1] * middle +
+                                 first_.step[2] * inner);
+        inner_carry_ = static_cast<int>(middle - first_.extent[2] * inner);
+        middle_carry_ = static_cast<int>(outer - first_.extent[1] * middle);
     }
-}
 
-// Begins to load a region in runs of `run_bytes`, to which all of its addresses are aligned.
-template <typename T, typename PlaneOf>
-__device__ void load(const Region& region, int run_bytes, T* shared, const T* tensor,
-                     PlaneOf plane_of) {
-    if (region.planes_fastest) {
-        load_channels_last(region, shared, tensor, plane_of);
-    } else if (run_bytes == 16) {
-        load_runs<16 / sizeof(T)>(region, shared, tensor, plane_of);
-    } else if (run_bytes == 8) {
-        load_runs<8 / sizeof(T)>(region, shared, tensor, plane_of);
-    } else if (run_bytes == 4) {
-        load_runs<4 / sizeof(T)>(region, shared, tensor, plane_of);
-    } else {
-        load_runs<1>(region, shared, tensor, plane_of);
-    }
-}
-
-// The longest run, in bytes, that a tensor's rows allow to move at once: its address, its strides and
-// its width are multiples of it. Less than 4 bytes where they move one by one.
-template <typename T>
-int run_bytes(const void* tensor, std::int64_t width, const std::int64_t (&strides)[4]) {
-    if (strides[3] != 1) return sizeof(T);
-    for (int bytes = 16; bytes > static_cast<int>(sizeof(T)); bytes /= 2) {
-        const std::int64_t elements = bytes / static_cast<int>(sizeof(T));
-        if (reinterpret_cast<std::uintptr_t>(tensor) % bytes == 0 && width % elements == 0 &&
-            strides[0] % elements == 0 && strides[1] % elements == 0 && strides[2] % elements == 0) {
-            return bytes;
+    // Begins to load the tile that begins at `from`, row `first_row` and column `first_column` of its
+    // planes, both of which may lie outside. Only `planes` of its planes exist.
+    __device__ __forceinline__ void load(T* shared, const T* from, int first_row, int first_column,
+                                         int planes) const {
+        constexpr int kMost = 16 / sizeof(T);
+        if (run_ == kMost) {
+            load_runs<kMost>(shared, from, first_row, first_column, planes);
+        } else if (run_ == kMost / 2) {
+            load_runs<kMost / 2>(shared, from, first_row, first_column, planes);
+        } else if (kMost > 4 && run_ == kMost / 4) {
+            load_runs<kMost / 4>(shared, from, first_row, first_column, planes);
+        } else {
+            load_runs<1>(shared, from, first_row, first_column, planes);
         }
     }
-    return sizeof(T);
+
+  private:
+    struct Extents {
+        int values[3];
+    };
+
+    static __device__ Extents extents(const TileShape& shape) {
+        if (kInterleaved) return {{shape.rows, shape.columns, shape.planes / shape.run}};
+        return {{shape.planes, shape.rows, shape.columns / shape.run}};
+    }
+
+    template <int kElements>
+    __device__ __forceinline__ void load_runs(T* shared, const T* from, int first_row,
+                                              int first_column, int planes) const {
+        Odometer<3> index = first_;
+        int offset = offset_;
+        T* to = shared + static_cast<int>(threadIdx.x) * kElements;
+        const int outer_extent = kInterleaved ? index.extent[0] : planes;
+        while (index.at[0] < outer_extent) {
+            const int h = first_row + index.at[kInterleaved ? 0 : 1];
+            const int w =
+                first_column + (kInterleaved ? index.at[1] : index.at[2] * kElements);
+            const bool readable =
+                static_cast<unsigned>(h) < static_cast<unsigned>(height_) &&
+                static_cast<unsigned>(w) < static_cast<unsigned>(width_) &&
+                (!kInterleaved || index.at[2] * kElements < planes);
+            move<kElements>(to, from + offset, readable);
+            to += static_cast<int>(blockDim.x) * kElements;
+            index.at[0] += index.step[0];
+            index.at[1] += index.step[1];
+            index.at[2] += index.step[2];
+            offset += step_;
+            if (index.at[2] >= index.extent[2]) {
+                index.at[2] -= index.extent[2];
+                ++index.at[1];
+                offset += inner_carry_;
+            }
+            if (index.at[1] >= index.extent[1]) {
+                index.at[1] -= index.extent[1];
+                ++index.at[0];
+                offset += middle_carry_;
+            }
+        }
+    }
+
+    Odometer<3> first_;
+    int offset_, step_, inner_carry_, middle_carry_;  // elements in the tensor, from the tile's corner
+    int height_, width_, run_;
+};
+
+// The most neighbouring elements, up to 16 bytes, that can move at once everywhere in a tensor: along
+// a row of `extent` elements, or along the `extent` planes of interleaved ones.
+template <typename T>
+int longest_run(const void* tensor, std::int64_t extent, const std::int64_t (&strides)[4],
+                bool interleaved) {
+    if (strides[interleaved ? 1 : 3] != 1) return 1;
+    for (int run = 16 / static_cast<int>(sizeof(T)); run > 1; run /= 2) {
+        const bool others_fit =
+            strides[0] % run == 0 && strides[2] % run == 0 && strides[interleaved ? 3 : 1] % run == 0;
+        const auto address = reinterpret_cast<std::uintptr_t>(tensor);
+        if (others_fit && extent % run == 0 && address % (run * sizeof(T)) == 0 &&
+            run * sizeof(T) >= 4) {
+            return run;
+        }
+    }
+    return 1;
 }
 
 }  // namespace convsmith::depthwise

@@ -6,17 +6,18 @@
 #pragma once
 
 #include "compensated.cuh"
-#include "depthwise_axis.cuh"
 #include "depthwise_convolve.cuh"
+#include "depthwise_thread.cuh"
 #include "depthwise_tile.cuh"
 #include "ptx/shuffle.cuh"
 
 namespace convsmith::depthwise {
 
 // What is compiled in of a weight gradient. Tiles are of dy (kept sums) or of taps (spread sums).
+// kTogether planes of channels_last tensors lie interleaved in a tile; 1 is for planar tiles.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps>
+          bool kSpreadsTaps, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
     static constexpr bool kIsWeightGradient = true;
@@ -28,6 +29,11 @@ struct WeightGradient {
     static constexpr int kChannels = kThreadChannels;
     static constexpr int kTaps = R * S;
     static constexpr int kValues = kChannels * kTaps + 1;  // the last is the bias gradient
+    static constexpr int kColumnPitch = kTogether;
+    static constexpr bool kInterleaved = kTogether > 1;
+    static_assert(!kInterleaved || (kThreadChannels == 1 && !kSpreadsTaps));
+    static constexpr int kStages = kTileStages;
+    static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
 
     // Kept sums: a thread's tile of dy in place of outputs.
     // Spread sums: its tile of taps in place of outputs, and dy in place of taps.
@@ -40,86 +46,91 @@ struct WeightGradient {
     static constexpr int kTapColumns = (S + kTileColumns - 1) / kTileColumns;
 
     static constexpr int kVector = 16 / sizeof(T);
-    static constexpr int kLead = ((-kPaddingW % kVector) + kVector) % kVector;
+    static constexpr int kLead =
+        kInterleaved ? 0 : ((-kPaddingW % kVector) + kVector) % kVector;
 };
 
-// What the host packs for one call. A bundle is kChannels input channels and `filters` filters of one
-// group; each of its pairs of a filter has its own threads.
+// What the host packs for one call. A bundle is kChannels input channels and `bundle_filters` filters
+// of one group; each pair of a bundle and a filter has its own threads. A block has several bundles
+// only where each group is a single one, so that their planes follow one another in both tensors.
 struct WeightProblem {
     std::int64_t images, groups;
     std::int64_t channels, filters;  // of a group
     std::int64_t x_size[2], y_size[2];
     std::int64_t x_strides[4], y_strides[4], w_strides[4];
-    std::int64_t bundles;         // bundles of a block
-    std::int64_t bundle_filters;  // filters of a bundle
-    std::int64_t part_size[2];    // rows and columns of dy that are in shared memory at once
-    std::int64_t pair_threads[2];  // kept: threads down and across dy; spread: runs at once, tiles
-    std::int64_t splits;          // parts that images and rows are cut into
-    std::int64_t x_rows, x_row_pitch, x_plane_pitch;  // of the tile of x in shared memory
-    std::int64_t y_row_pitch, y_plane_pitch;          // and of dy
-    std::int64_t threads;                             // of a block
+    std::int64_t bundles;             // of a block
+    std::int64_t bundle_filters;      // filters of a bundle
+    std::int64_t part_size[2];        // rows and columns of dy that are in shared memory at once
+    std::int64_t pair_threads[2];     // kept: threads down and across dy; spread: runs, tiles of taps
+    std::int64_t splits;              // parts that images and rows are cut into
+    std::int64_t x_rows, x_row_pitch;  // of the tile of x in shared memory: rows, and columns
+    std::int64_t y_row_pitch;          // columns of the tile of dy
+    std::int64_t threads;              // of a block
 };
 
-constexpr int kAtOnce = 8;           // sums of a thread that are added up together
+constexpr int kAtOnce = 8;            // sums of a thread that are added up together
 constexpr int kItemsOfOneChain = 32;  // parts of dy between two additions in float64
 
 // How the work is cut, in numbers of parts.
 struct WeightCut {
-    std::int64_t bundles, bundle_blocks, items;
-    int filter_blocks, channel_blocks, bands[2];
+    int filter_blocks, channel_blocks;  // of a group
+    int bundles, sets, bands[2];
+    std::int64_t items;
 
     template <typename S>
     static __host__ __device__ WeightCut of(const WeightProblem& problem) {
         const auto parts = [](std::int64_t whole, std::int64_t part) {
-            return (whole + part - 1) / part;
+            return static_cast<int>((whole + part - 1) / part);
         };
         WeightCut cut;
-        cut.filter_blocks = static_cast<int>(parts(problem.filters, problem.bundle_filters));
-        cut.channel_blocks = static_cast<int>(parts(problem.channels, S::kChannels));
-        cut.bundles = problem.groups * cut.filter_blocks * cut.channel_blocks;
-        cut.bundle_blocks = parts(cut.bundles, problem.bundles);
-        cut.bands[0] = static_cast<int>(parts(problem.y_size[0], problem.part_size[0]));
-        cut.bands[1] = static_cast<int>(parts(problem.y_size[1], problem.part_size[1]));
+        cut.filter_blocks = parts(problem.filters, problem.bundle_filters);
+        cut.channel_blocks = parts(problem.channels, S::kChannels);
+        cut.bundles = static_cast<int>(problem.groups) * cut.filter_blocks * cut.channel_blocks;
+        cut.sets = parts(cut.bundles, problem.bundles);
+        cut.bands[0] = parts(problem.y_size[0], problem.part_size[0]);
+        cut.bands[1] = parts(problem.y_size[1], problem.part_size[1]);
         cut.items = problem.images * cut.bands[0] * cut.bands[1];
         return cut;
     }
-};
 
-// The first channel and filter of a bundle, in its group.
-struct WeightBundle {
-    int group, first_channel, first_filter;
+    // The first channel and filter of a bundle, in its group.
+    struct Bundle {
+        int group, first_channel, first_filter;
+    };
 
     template <typename S>
-    static __device__ WeightBundle of(const WeightProblem& problem, const WeightCut& cut,
-                                      std::int64_t index) {
-        const auto bundle = static_cast<int>(index);  // fewer than filters times channels
-        const int block = bundle / cut.channel_blocks;
-        return {block / cut.filter_blocks, bundle % cut.channel_blocks * S::kChannels,
-                block % cut.filter_blocks * static_cast<int>(problem.bundle_filters)};
+    __device__ Bundle bundle(const WeightProblem& problem, int index) const {
+        const int block = index / channel_blocks;
+        return {block / filter_blocks, index % channel_blocks * S::kChannels,
+                block % filter_blocks * static_cast<int>(problem.bundle_filters)};
     }
 };
 
-// Places in shared memory, in bytes: totals, x, dy; and, while sums are added up, the sums of all
-// threads in the place of x and dy.
+// Shared memory of a block: totals in float64, then kStages times a tile of x and one of dy. While
+// sums are added up, the sums of all threads lie in the place of a stage. Sizes in elements of T.
 template <typename S>
 struct WeightShared {
-    std::size_t x, y, all;
+    std::size_t totals_bytes;
+    int y, stage;
 
     __host__ __device__ explicit WeightShared(const WeightProblem& problem) {
         using T = typename S::Value;
         const std::int64_t pairs = problem.bundles * problem.bundle_filters;
-        x = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
-        y = x + problem.bundles * S::kChannels * problem.x_plane_pitch * sizeof(T);
-        all = y + pairs * problem.y_plane_pitch * sizeof(T);
-        const std::size_t sums = x + kAtOnce * problem.threads * sizeof(float);
-        if (all < sums) all = sums;
+        const std::int64_t x =
+            problem.bundles * S::kChannels * problem.x_rows * problem.x_row_pitch;
+        const std::int64_t sums = kAtOnce * problem.threads * sizeof(float) / sizeof(T);
+        totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
+        y = static_cast<int>((x + 7) / 8 * 8);
+        const std::int64_t both = y + pairs * problem.part_size[0] * problem.y_row_pitch;
+        stage = static_cast<int>(((both > sums ? both : sums) + 7) / 8 * 8);
     }
 };
 
 // Adds the sums of all threads of a pair to its totals in float64, in a fixed order, and clears them.
+// A pair's threads are `step` apart, and begin `pair_step` after those of the pair before.
 template <int kCount>
 __device__ void add_to_totals(float (&sums)[kCount], float* scratch, double* totals, int pairs,
-                              int pair_threads) {
+                              int pair_threads, int pair_step, int step) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 #pragma unroll
     for (int first = 0; first < kCount; first += kAtOnce) {
@@ -135,9 +146,9 @@ __device__ void add_to_totals(float (&sums)[kCount], float* scratch, double* tot
         __syncthreads();
         for (int task = thread / kWarp; task < count * pairs; task += threads / kWarp) {
             const int i = task % count, pair = task / count;
-            const float* parts = scratch + i * threads + pair * pair_threads;
+            const float* parts = scratch + i * threads + pair * pair_step;
             double total = 0;
-            for (int t = thread % kWarp; t < pair_threads; t += kWarp) total += parts[t];
+            for (int t = thread % kWarp; t < pair_threads; t += kWarp) total += parts[t * step];
             for (int mask = kWarp / 2; mask > 0; mask /= 2) {
                 total += ptx::shuffle_xor(total, mask);
             }
@@ -159,7 +170,8 @@ struct Kept {
     // and `columns` say how much of its tile of dy there is.
     __device__ __forceinline__ void add(const T* x, int x_row_pitch, int x_plane_pitch, const T* y,
                                         int y_row_pitch, int rows, int columns) {
-        Window<T, Axis<false, 1, 1, 0, 1, Columns::kTile>, 0> upstream[Rows::kTile];
+        constexpr int kPitch = S::kColumnPitch;
+        Window<T, Axis<false, 1, 1, 0, 1, Columns::kTile>, 0, kPitch> upstream[Rows::kTile];
 #pragma unroll
         for (int t = 0; t < Rows::kTile; ++t) {
             upstream[t].load(y + t * y_row_pitch);
@@ -172,7 +184,7 @@ struct Kept {
         for (int c = 0; c < S::kChannels; ++c) {
 #pragma unroll
             for (int row = 0; row < Rows::kExtent; ++row) {
-                Window<T, Columns, S::kLead> window;
+                Window<T, Columns, S::kLead, kPitch> window;
                 window.load(x + c * x_plane_pitch + row * x_row_pitch);
 #pragma unroll
                 for (int t = 0; t < Rows::kTile; ++t) {
@@ -241,7 +253,7 @@ struct Spread {
                                                                    y + q, y_row_pitch, rows);
             } else {
                 for (int one = q; one < columns; ++one) {
-                    add_columns<Window<T, One, S::kLead, 1>, 1>(x + one * S::kStrideW, x_row_pitch,
+                    add_columns<Window<T, One, S::kLead, 1, 1>, 1>(x + one * S::kStrideW, x_row_pitch,
                                                                 y + one, y_row_pitch, rows);
                 }
             }
@@ -297,8 +309,9 @@ __device__ void add_spread(Spread<S>& mine, float* scratch, double* totals, int 
 // Where a pair's value `index` belongs: an element of dw, or of db; nowhere if it is of a filter or
 // channel that does not exist, or a bias gradient that is not this bundle's.
 template <typename S, typename Store>
-__device__ __forceinline__ void place_value(const WeightProblem& problem, const WeightBundle& bundle,
-                                            int filter, int index, Store store) {
+__device__ __forceinline__ void place_value(const WeightProblem& problem,
+                                            const WeightCut::Bundle& bundle, int filter, int index,
+                                            Store store) {
     const int k = bundle.first_filter + filter;
     const int c = bundle.first_channel + index / S::kTaps;
     if (k >= problem.filters) return;
@@ -317,12 +330,12 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem, const 
 // Sums a block's share. `partial` holds [split][dw contiguous, then db] in float64; with one split the
 // results go to their tensors at once.
 template <typename S>
-__global__ void __launch_bounds__(kMostThreads, 2)
+__global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     weight_gradient(const WeightProblem problem, const typename S::Value* __restrict__ upstream,
                     const typename S::Value* __restrict__ input,
                     typename S::Value* __restrict__ gradient,
                     typename S::Value* __restrict__ bias_gradient, double* __restrict__ partial,
-                    int x_run_bytes, int y_run_bytes) {
+                    int x_run, int y_run) {
     using T = typename S::Value;
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
@@ -330,128 +343,137 @@ __global__ void __launch_bounds__(kMostThreads, 2)
 
     // Find this block's bundles, and its share of images and bands.
     const WeightShared<S> places(problem);
-    auto* shared = shared_memory<unsigned char>();
-    auto* totals = reinterpret_cast<double*>(shared);
-    auto* scratch = reinterpret_cast<float*>(shared + places.x);
-    T* x_tile = reinterpret_cast<T*>(shared + places.x);
-    T* y_tile = reinterpret_cast<T*>(shared + places.y);
+    auto* totals = shared_memory<double>();
+    T* shared = reinterpret_cast<T*>(shared_memory<unsigned char>() + places.totals_bytes);
     const WeightCut cut = WeightCut::of<S>(problem);
-    const std::int64_t split = blockIdx.x / cut.bundle_blocks;
-    const std::int64_t first_bundle = (blockIdx.x - split * cut.bundle_blocks) * problem.bundles;
-    const int bundles_here = static_cast<int>(min(problem.bundles, cut.bundles - first_bundle));
-    const std::int64_t first_item = cut.items * split / problem.splits;
-    const std::int64_t last_item = cut.items * (split + 1) / problem.splits;
+    const int split = static_cast<int>(blockIdx.x) / cut.sets;
+    const int first_bundle =
+        (static_cast<int>(blockIdx.x) - split * cut.sets) * static_cast<int>(problem.bundles);
+    const int bundles_here = min(static_cast<int>(problem.bundles), cut.bundles - first_bundle);
+    const auto first_item = static_cast<int>(cut.items * split / problem.splits);
+    const auto items = static_cast<int>(cut.items * (split + 1) / problem.splits) - first_item;
     const int filters = static_cast<int>(problem.bundle_filters);
     const int pairs = bundles_here * filters;
-    const int pair_threads = static_cast<int>(problem.pair_threads[0] * problem.pair_threads[1]);
     for (int i = thread; i < pairs * S::kValues; i += threads) totals[i] = 0;
 
     // A thread's place: a pair of a bundle and a filter, and there its tile.
-    const int my_pair = thread / pair_threads;
-    const int my_row = thread % pair_threads / static_cast<int>(problem.pair_threads[1]);
-    const int my_column = thread % static_cast<int>(problem.pair_threads[1]);
-    const bool computes = my_pair < pairs;
+    const int pair_threads = static_cast<int>(problem.pair_threads[0] * problem.pair_threads[1]);
+    const int my_pair = S::kInterleaved ? thread % S::kColumnPitch : thread / pair_threads;
+    const int of_pair = S::kInterleaved ? thread / S::kColumnPitch : thread % pair_threads;
+    const int my_row = of_pair / static_cast<int>(problem.pair_threads[1]);
+    const int my_column = of_pair % static_cast<int>(problem.pair_threads[1]);
+    const bool computes = my_pair < pairs && of_pair < pair_threads;
 
-    Region x, y;
-    x.planes = bundles_here * S::kChannels;
-    x.rows = static_cast<int>(problem.x_rows);
-    x.columns = x.row_pitch = static_cast<int>(problem.x_row_pitch);
-    x.plane_pitch = static_cast<int>(problem.x_plane_pitch);
-    x.height = static_cast<int>(problem.x_size[0]);
-    x.width = static_cast<int>(problem.x_size[1]);
-    x.row_stride = problem.x_strides[2];
-    x.column_stride = problem.x_strides[3];
-    x.planes_fastest = problem.x_strides[1] == 1 && x.column_stride != 1;
-    y.planes = pairs;
-    y.rows = static_cast<int>(problem.part_size[0]);
-    y.columns = y.row_pitch = static_cast<int>(problem.y_row_pitch);
-    y.plane_pitch = static_cast<int>(problem.y_plane_pitch);
-    y.height = static_cast<int>(problem.y_size[0]);
-    y.width = static_cast<int>(problem.y_size[1]);
-    y.row_stride = problem.y_strides[2];
-    y.column_stride = problem.y_strides[3];
-    y.planes_fastest = problem.y_strides[1] == 1 && y.column_stride != 1;
+    // What the tiles of x and dy are.
+    const int pitch = S::kColumnPitch;
+    const int x_row_pitch = static_cast<int>(problem.x_row_pitch) * pitch;
+    const int y_row_pitch = static_cast<int>(problem.y_row_pitch) * pitch;
+    const int x_plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.x_rows) * x_row_pitch;
+    const int y_rows = static_cast<int>(problem.part_size[0]);
+    const int y_columns = static_cast<int>(problem.part_size[1]);
+    const int y_plane_pitch = S::kInterleaved ? 1 : y_rows * y_row_pitch;
+    const TileLoader<T, S::kInterleaved> x_loader(
+        TileShape{static_cast<int>(problem.bundles) * S::kChannels,
+                  static_cast<int>(problem.x_rows), static_cast<int>(problem.x_row_pitch),
+                  static_cast<int>(problem.x_size[0]), static_cast<int>(problem.x_size[1]),
+                  problem.x_strides[1], problem.x_strides[2], problem.x_strides[3], x_run});
+    const TileLoader<T, S::kInterleaved> y_loader(
+        TileShape{static_cast<int>(problem.bundles) * filters, y_rows,
+                  static_cast<int>(problem.y_row_pitch), static_cast<int>(problem.y_size[0]),
+                  static_cast<int>(problem.y_size[1]), problem.y_strides[1], problem.y_strides[2],
+                  problem.y_strides[3], y_run});
+
+    // Planes past a group's last channel or filter do not exist; a block then has one bundle.
+    const auto bundle = cut.bundle<S>(problem, first_bundle);
+    const std::int64_t first_channel = bundle.group * problem.channels + bundle.first_channel;
+    const std::int64_t first_filter = bundle.group * problem.filters + bundle.first_filter;
+    const int x_planes = static_cast<int>(
+        min(std::int64_t{bundles_here} * S::kChannels, problem.groups * problem.channels - first_channel));
+    const int y_planes = static_cast<int>(
+        min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
+    const auto load = [&](const Odometer<3>& item, T* stage) {
+        const int first_row = item.at[1] * y_rows, first_column = item.at[2] * y_columns;
+        const int x_row = first_row * S::kStrideH - Rows::kOffset;
+        const int x_column = first_column * S::kStrideW - Columns::kOffset - S::kLead;
+        x_loader.load(stage,
+                      input + item.at[0] * problem.x_strides[0] +
+                          first_channel * problem.x_strides[1] + x_row * problem.x_strides[2] +
+                          x_column * problem.x_strides[3],
+                      x_row, x_column, x_planes);
+        y_loader.load(stage + places.y,
+                      upstream + item.at[0] * problem.y_strides[0] +
+                          first_filter * problem.y_strides[1] + first_row * problem.y_strides[2] +
+                          first_column * problem.y_strides[3],
+                      first_row, first_column, y_planes);
+    };
 
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
     Mine mine;
-    int items_of_chain = 0;
-    for (std::int64_t item = first_item; item < last_item; ++item) {
-        // Bring a part of dy, and of x what it meets, into shared memory.
-        const int bands = cut.bands[0] * cut.bands[1];
-        const std::int64_t image = item / bands;
-        const int band = static_cast<int>(item - image * bands);
-        y.first_row = band / cut.bands[1] * static_cast<int>(problem.part_size[0]);
-        y.first_column = band % cut.bands[1] * static_cast<int>(problem.part_size[1]);
-        x.first_row = y.first_row * S::kStrideH - Rows::kOffset;
-        x.first_column = y.first_column * S::kStrideW - Columns::kOffset - S::kLead;
-        load(x, x_run_bytes, x_tile, input, [&](int plane) {
-            const auto bundle =
-                WeightBundle::of<S>(problem, cut, first_bundle + plane / S::kChannels);
-            // A channel past the group's last is not stored, so any one will do.
-            const int channel = min(bundle.first_channel + plane % S::kChannels,
-                                    static_cast<int>(problem.channels) - 1);
-            return image * problem.x_strides[0] +
-                   (bundle.group * problem.channels + channel) * problem.x_strides[1];
-        });
-        load(y, y_run_bytes, y_tile, upstream, [&](int plane) {
-            const int of_bundle = filters == 1 ? plane : plane / filters;
-            const auto bundle = WeightBundle::of<S>(problem, cut, first_bundle + of_bundle);
-            const int filter = min(bundle.first_filter + plane - of_bundle * filters,
-                                   static_cast<int>(problem.filters) - 1);
-            return image * problem.y_strides[0] +
-                   (bundle.group * problem.filters + filter) * problem.y_strides[1];
-        });
+    const int extents[3] = {static_cast<int>(problem.images), cut.bands[0], cut.bands[1]};
+    Odometer<3> next(extents, first_item, 1);
+    int stage = 0, items_of_chain = 0;
+    if (items > 0) load(next, shared);
+    for (int done = 0; done < items; ++done) {
+        const int rows =
+            min(y_rows, static_cast<int>(problem.y_size[0]) - next.at[1] * y_rows);
+        const int columns =
+            min(y_columns, static_cast<int>(problem.y_size[1]) - next.at[2] * y_columns);
+        next.advance();
         ptx::cp_async_wait_all();
-        __syncthreads();
+        __syncthreads();  // the stage is full, and nobody reads the other one any more
+        T* x_tile = shared + stage * places.stage;
+        stage = (stage + 1) % S::kStages;
+        if (S::kStages > 1 && done + 1 < items) load(next, shared + stage * places.stage);
 
         // Multiply.
-        const int rows = static_cast<int>(min(problem.part_size[0], problem.y_size[0] - y.first_row));
-        const int columns =
-            static_cast<int>(min(problem.part_size[1], problem.y_size[1] - y.first_column));
         if (computes) {
-            const T* x_plane = x_tile + my_pair / filters * S::kChannels * x.plane_pitch;
-            const T* y_plane = y_tile + my_pair * y.plane_pitch;
+            const T* x_plane = x_tile + my_pair / filters * S::kChannels * x_plane_pitch;
+            const T* y_plane = x_tile + places.y + my_pair * y_plane_pitch;
             if constexpr (S::kSpreads) {
                 // Threads down are runs of columns, threads across are tiles of taps.
                 const T* corner =
-                    x_plane +
-                    my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x.row_pitch +
+                    x_plane + my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
-                mine.add(corner, x.row_pitch, y_plane, y.row_pitch, rows, columns, my_row,
+                mine.add(corner, x_row_pitch, y_plane, y_row_pitch, rows, columns, my_row,
                          static_cast<int>(problem.pair_threads[0]));
                 if (bias_gradient != nullptr) {
-                    for (int i = thread % pair_threads; i < y.rows * y.row_pitch;
-                         i += pair_threads) {
+                    for (int i = of_pair; i < y_rows * y_row_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
                     }
                 }
             } else {
                 const int row = my_row * Rows::kTile, column = my_column * Columns::kTile;
-                mine.add(x_plane + my_row * Rows::kAdvance * x.row_pitch +
-                             my_column * Columns::kAdvance,
-                         x.row_pitch, x.plane_pitch, y_plane + row * y.row_pitch + column,
-                         y.row_pitch, rows - row, columns - column);
+                mine.add(x_plane + my_row * Rows::kAdvance * x_row_pitch +
+                             my_column * Columns::kAdvance * pitch,
+                         x_row_pitch, x_plane_pitch, y_plane + row * y_row_pitch + column * pitch,
+                         y_row_pitch, rows - row, columns - column);
             }
         }
         if constexpr (!S::kSpreads) {
-            if (++items_of_chain == kItemsOfOneChain || item + 1 == last_item) {
-                add_to_totals(mine.sums, scratch, totals, pairs, pair_threads);
+            if (++items_of_chain == kItemsOfOneChain || done + 1 == items) {
+                add_to_totals(mine.sums, reinterpret_cast<float*>(x_tile), totals, pairs,
+                              pair_threads, S::kInterleaved ? 1 : pair_threads, pitch);
                 items_of_chain = 0;
             }
         }
-        __syncthreads();  // nobody reads the tiles any more
+        if (S::kStages == 1 && done + 1 < items) {
+            __syncthreads();
+            load(next, shared);
+        }
     }
     if constexpr (S::kSpreads) {
-        add_spread(mine, scratch, totals, bundles_here, static_cast<int>(problem.pair_threads[0]));
+        add_spread(mine, reinterpret_cast<float*>(shared), totals, bundles_here,
+                   static_cast<int>(problem.pair_threads[0]));
     }
+    __syncthreads();
 
     // Hand the totals on.
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
     double* part = partial + split * (count + problem.groups * problem.filters);
     for (int i = thread; i < pairs * S::kValues; i += threads) {
         const int pair = i / S::kValues;
-        const auto bundle = WeightBundle::of<S>(problem, cut, first_bundle + pair / filters);
-        place_value<S>(problem, bundle, pair % filters, i % S::kValues,
+        place_value<S>(problem, cut.bundle<S>(problem, first_bundle + pair / filters),
+                       pair % filters, i % S::kValues,
                        [&](bool is_bias, std::int64_t number, std::int64_t place) {
                            if (is_bias && bias_gradient == nullptr) return;
                            if (problem.splits > 1) {
@@ -464,16 +486,18 @@ __global__ void __launch_bounds__(kMostThreads, 2)
     }
 }
 
+constexpr int kAddThreads = 256;
+
 // Second stage: adds the splits' partial sums in a fixed order.
 template <typename S>
-__global__ void __launch_bounds__(kMostThreads)
+__global__ void __launch_bounds__(kAddThreads)
     add_parts(const WeightProblem problem, const double* __restrict__ partial,
               typename S::Value* __restrict__ gradient,
               typename S::Value* __restrict__ bias_gradient) {
     using T = typename S::Value;
     const std::int64_t filters = problem.groups * problem.filters;
     const std::int64_t count = filters * problem.channels * S::kTaps;
-    const std::int64_t index = std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x;
+    const std::int64_t index = std::int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
     if (index >= count + (bias_gradient == nullptr ? 0 : filters)) return;
     double sum = 0;
     for (std::int64_t split = 0; split < problem.splits; ++split) {
@@ -502,18 +526,23 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     auto* bias_gradient = reinterpret_cast<T*>(addresses[3]);
     auto* partial = reinterpret_cast<double*>(addresses[4]);
     const WeightCut cut = WeightCut::of<S>(problem);
-    const std::int64_t blocks = cut.bundle_blocks * problem.splits;
-    if (blocks > 0x7fffffff || cut.bundles > 0x7fffffff) return "depthwise: the grid is too large";
+    const std::int64_t blocks = cut.sets * problem.splits;
+    if (blocks > 0x7fffffff || cut.items > 0x7fffffff) return "depthwise: there are too many tiles";
+    const WeightShared<S> places(problem);
+    const int x_run = longest_run<T>(input, S::kInterleaved ? problem.groups : problem.x_size[1],
+                                     problem.x_strides, S::kInterleaved);
+    const int y_run = longest_run<T>(upstream, S::kInterleaved ? problem.groups : problem.y_size[1],
+                                     problem.y_strides, S::kInterleaved);
     const char* error =
         launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
-               dim3(static_cast<unsigned>(problem.threads)), WeightShared<S>(problem).all, stream,
-               problem, upstream, input, gradient, bias_gradient, partial,
-               run_bytes<T>(input, problem.x_size[1], problem.x_strides),
-               run_bytes<T>(upstream, problem.y_size[1], problem.y_strides));
+               dim3(static_cast<unsigned>(problem.threads)),
+               places.totals_bytes + S::kStages * places.stage * sizeof(T), stream, problem,
+               upstream, input, gradient, bias_gradient, partial, x_run, y_run);
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
-        error = launch(add_parts<S>, dim3(static_cast<unsigned>((count + 255) / 256)), dim3(256), 0,
+        error = launch(add_parts<S>, dim3(static_cast<unsigned>((count + kAddThreads - 1) / kAddThreads)),
+                       dim3(kAddThreads), 0,
                        stream, problem, static_cast<const double*>(partial), gradient,
                        bias_gradient);
     }
