@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -11,40 +13,56 @@ from torch import Tensor
 from convsmith.errors import SimulatorError
 from convsmith.jit import simulator
 from convsmith.jit.simulator import Buffer
-from convsmith.kernels import direct
-from convsmith.kernels.source import KernelSource, render
-from convsmith.spec import ConvSpec, Direction
+from convsmith.kernels import depthwise, direct
+from convsmith.kernels.family import Family
+from convsmith.kernels.source import _FOLDER, KernelSource
+from convsmith.spec import ConvSpec, Direction, Pair
 
 BARRIER = "__syncthreads();"
-BARRIERS = render("direct", "any", ()).cuda.count(BARRIER)
-GEOMETRY = {"stride": (1, 1), "padding": (1, 1), "dilation": (1, 1), "groups": 1}
 
 
 @dataclass(frozen=True)
 class Case:
-    """A 3x3 convolution whose sums take several tables of terms and several promotions."""
+    """A convolution with stride 1 whose result is as large as its input."""
 
+    name: str
+    family: Family
     direction: Direction
     in_channels: int
     out_channels: int
-    size: int
-    in_parts: bool = False
+    size: Pair
+    kernel_size: Pair = (3, 3)
+    groups: int = 1
+    batch: int = 1
+    multiprocessors: int = 132
 
     def __str__(self) -> str:
-        return self.direction.value + ("_in_parts" if self.in_parts else "")
+        return self.name
+
+    @property
+    def geometry(self) -> tuple[Pair, Pair, Pair, int]:
+        padding = (self.kernel_size[0] // 2, self.kernel_size[1] // 2)
+        return (1, 1), padding, (1, 1), self.groups
+
+    def shapes(self) -> tuple[tuple[int, ...], ...]:
+        """Of x, w, b and dy."""
+        return (
+            (self.batch, self.in_channels, *self.size),
+            (self.out_channels, self.in_channels // self.groups, *self.kernel_size),
+            (self.out_channels,),
+            (self.batch, self.out_channels, *self.size),
+        )
+
+    def plan(self) -> tuple[ConvSpec, Any]:
+        """What the family is told, and how it cuts it."""
+        x, w, _, _ = (torch.empty(shape, device="meta") for shape in self.shapes())
+        spec = ConvSpec.of(self.direction, x, w, True, *self.geometry)
+        return spec, self.family.configure(spec, self.multiprocessors)
 
     def run(self, *substitutions: tuple[str, str]) -> tuple[Tensor, Tensor]:
         """What the kernel computes, its text changed, and what it should have."""
-        x = torch.randn(1, self.in_channels, self.size, self.size)
-        w = torch.randn(self.out_channels, self.in_channels, 3, 3)
-        b = torch.randn(self.out_channels)
-        dy = torch.randn(1, self.out_channels, self.size, self.size)
-        spec = ConvSpec.of(self.direction, x, w, True, **GEOMETRY)
-        configuration = direct.configure(spec, multiprocessors=132)
-        assert configuration.promote_tiles > 1
-        assert configuration.terms > 2 * direct.TILE_TERMS * configuration.promote_tiles
-        assert (configuration.splits > 1) == self.in_parts
-
+        x, w, b, dy = map(torch.randn, self.shapes())
+        spec, configuration = self.plan()
         result = torch.full(spec.result_shape, torch.nan)
         bias_gradient = torch.full_like(b, torch.nan)
         workspace = torch.full((max(1, configuration.workspace_bytes // 4),), torch.nan)
@@ -53,34 +71,42 @@ class Case:
             Direction.GRAD_INPUT: [dy, w, result],
             Direction.GRAD_WEIGHT: [dy, x, result, bias_gradient, workspace],
         }[self.direction]
-        writable = direct.writable(self.direction)
+        writable = self.family.writable(self.direction)
         simulator.run(
-            changed(direct.source(spec, configuration), *substitutions),
-            direct.problem(spec, configuration),
+            changed(self.family.source(spec, configuration), *substitutions),
+            self.family.problem(spec, configuration),
             [
                 Buffer(tensor.data_ptr(), 4 * tensor.numel(), place in writable)
                 for place, tensor in enumerate(tensors)
             ],
             time_limit=20,
         )
-        geometry = list(GEOMETRY.values())
         expected = {
-            Direction.FORWARD: lambda: torch.conv2d(x.double(), w.double(), b.double(), *geometry),
+            Direction.FORWARD: lambda: torch.conv2d(
+                x.double(), w.double(), b.double(), *self.geometry
+            ),
             Direction.GRAD_INPUT: lambda: torch.nn.grad.conv2d_input(
-                x.shape, w.double(), dy.double(), *geometry
+                x.shape, w.double(), dy.double(), *self.geometry
             ),
             Direction.GRAD_WEIGHT: lambda: torch.nn.grad.conv2d_weight(
-                x.double(), w.shape, dy.double(), *geometry
+                x.double(), w.shape, dy.double(), *self.geometry
             ),
         }[self.direction]()
-        return result, expected
+        if self.direction is not Direction.GRAD_WEIGHT:
+            return result, expected
+        of_bias = dy.double().sum((0, 2, 3))
+        return torch.cat([result.flatten(), bias_gradient]), torch.cat(
+            [expected.flatten(), of_bias]
+        )
 
 
-FORWARD = Case(Direction.FORWARD, in_channels=40, out_channels=5, size=8)
-GRAD_INPUT = Case(Direction.GRAD_INPUT, in_channels=5, out_channels=40, size=8)
-GRAD_WEIGHT = Case(Direction.GRAD_WEIGHT, in_channels=3, out_channels=5, size=19)
-IN_PARTS = Case(Direction.GRAD_WEIGHT, in_channels=3, out_channels=5, size=33, in_parts=True)
-CASES = [FORWARD, GRAD_INPUT, GRAD_WEIGHT, IN_PARTS]
+# Their sums take several tables of terms and several promotions.
+FORWARD = Case("forward", direct, Direction.FORWARD, 40, 5, (8, 8))
+GRAD_INPUT = Case("grad_input", direct, Direction.GRAD_INPUT, 5, 40, (8, 8))
+GRAD_WEIGHT = Case("grad_weight", direct, Direction.GRAD_WEIGHT, 3, 5, (19, 19))
+IN_PARTS = Case("grad_weight_in_parts", direct, Direction.GRAD_WEIGHT, 3, 5, (33, 33))
+DIRECT = [FORWARD, GRAD_INPUT, GRAD_WEIGHT]
+DEPTHWISE = []
 
 # Each is an exact text of the kernel, which must be there once, and what takes its place.
 OFF_BY_ONE_BOUND = ("(w + term.w_shift) < width", "(w + term.w_shift) <= width")
@@ -103,10 +129,18 @@ def changed(source: KernelSource, *substitutions: tuple[str, str]) -> KernelSour
     return replace(source, cuda=text)
 
 
-def without_barrier(number: int) -> tuple[str, str]:
-    """The substitution that removes one of the barriers, counted from 0."""
-    text = render("direct", "any", ()).cuda
-    pieces = text.split(BARRIER)
+def barriers(header: str) -> int:
+    """How many barriers a header has."""
+    return text_of(header).count(BARRIER)
+
+
+def text_of(header: str) -> str:
+    return Path(str(_FOLDER.joinpath(header))).read_text()
+
+
+def without_barrier(header: str, number: int) -> tuple[str, str]:
+    """The substitution that removes one of a header's barriers, counted from 0."""
+    pieces = text_of(header).split(BARRIER)
     before, after = pieces[number][-200:], pieces[number + 1][:200]
     return before + BARRIER + after, before + after
 
@@ -123,20 +157,15 @@ def must_fail(case: Case, *substitutions: tuple[str, str]) -> None:
     assert not is_right(result, expected), "nobody noticed the defect"
 
 
-@pytest.mark.parametrize("case", CASES, ids=str)
+@pytest.mark.parametrize("case", [*DIRECT, IN_PARTS, *DEPTHWISE], ids=str)
 def test_the_kernel_as_it_is_passes(case: Case) -> None:
     assert is_right(*case.run())
 
 
-@pytest.mark.parametrize("case", [FORWARD, GRAD_INPUT, GRAD_WEIGHT], ids=str)
-@pytest.mark.parametrize("number", range(BARRIERS))
+@pytest.mark.parametrize("case", DIRECT, ids=str)
+@pytest.mark.parametrize("number", range(barriers("direct.cuh")))
 def test_a_missing_barrier(number: int, case: Case) -> None:
-    must_fail(case, without_barrier(number))
-
-
-def test_the_kernel_has_barriers() -> None:
-    assert BARRIERS >= 2
-
+    must_fail(case, without_barrier("direct.cuh", number))
 
 @pytest.mark.parametrize("case", [FORWARD, GRAD_INPUT, GRAD_WEIGHT], ids=str)
 @pytest.mark.parametrize("defect", [OFF_BY_ONE_BOUND, OFF_BY_ONE_ROW], ids=["bound", "row"])

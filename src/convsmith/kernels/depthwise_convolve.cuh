@@ -149,6 +149,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     out_shape.plane_stride = problem.out_strides[1];
     out_shape.row_stride = problem.out_strides[2];
     out_shape.column_stride = problem.out_strides[3];
+    out_shape.aligned = out_run;
     const auto store = [&] {
         if constexpr (S::kInterleaved) {
             return InterleavedStore<T, S::kColumnPitch>(out_shape, out_run);
@@ -337,7 +338,8 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
         longest_run<T>(source, S::kInterleaved ? problem.groups : problem.source_size[1],
                        problem.source_strides, S::kInterleaved);
     const int out_run =
-        longest_run<T>(out, problem.groups, problem.out_strides, S::kInterleaved);
+        longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
+                       problem.out_strides, S::kInterleaved);
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)),
                   dim3(static_cast<unsigned>(problem.threads)),
                   S::kStages * places.stage * sizeof(T), stream, problem, source, filter, bias, out,

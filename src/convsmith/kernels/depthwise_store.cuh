@@ -11,45 +11,13 @@ namespace convsmith::depthwise {
 // whose columns are not contiguous).
 enum class Run { kAll, kPlane, kRow, kElement };
 
-// Stores `count` of kCount neighbouring values, as long a vector at a time as `to` is aligned for.
-template <int kCount, typename T>
-__device__ __forceinline__ void store_values(T* to, const float (&values)[kCount], int count) {
-    constexpr int kMost = 16 / sizeof(T);
-    constexpr int kRun = kCount % kMost == 0 ? kMost
-                         : kCount % 4 == 0   ? 4
-                         : kCount % 2 == 0   ? 2
-                                             : 1;
-    const auto store_by = [&](auto vector) {
-        using Several = decltype(vector);
-        constexpr int kSeveral = sizeof(Several) / sizeof(T);
-#pragma unroll
-        for (int i = 0; i < kCount; i += kSeveral) {
-#pragma unroll
-            for (int v = 0; v < kSeveral; ++v) {
-                vector.values[v] = Element<T>::narrow(values[i + v]);
-            }
-            *reinterpret_cast<Several*>(to + i) = vector;
-        }
-    };
-    const auto address = reinterpret_cast<std::uintptr_t>(to);
-    if (count >= kCount && address % (kRun * sizeof(T)) == 0) {
-        store_by(Vector<T, kRun>{});
-    } else if (kRun > 2 && count >= kCount && address % (kRun / 2 * sizeof(T)) == 0) {
-        store_by(Vector<T, kRun / 2>{});
-    } else {
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            if (i < count) to[i] = Element<T>::narrow(values[i]);
-        }
-    }
-}
-
 // The shape of the tiles of a launch, and where their elements belong in the tensor.
 struct OutShape {
     int planes, rows, columns;  // of a whole tile
     std::int64_t plane_stride, row_stride, column_stride;
     Run run;
     int run_pitch;  // elements from one run to the next in shared memory
+    int aligned;    // each row of the tensor begins at a multiple of so many elements
 };
 
 // A thread's share of storing tiles of one shape that lie planar.
@@ -63,84 +31,122 @@ class PlanarStore {
         return static_cast<int>((length + 2 * kVector - 2) / kVector * kVector);
     }
 
-    __device__ explicit PlanarStore(const OutShape& shape)
-        : shape_(shape), first_(extents(shape).values, static_cast<int>(threadIdx.x),
-                                static_cast<int>(blockDim.x)) {}
+    __device__ explicit PlanarStore(const OutShape& shape) : shape_(shape) {}
 
-    // Writes a thread's outputs of one plane to shared memory. `plane_out` is where the tile's part of
-    // that plane begins in the tensor, `tile_out` where its first plane's does.
+    // Writes a thread's outputs of one plane to shared memory. `tile_out` is where the tile's part of
+    // its first plane begins in the tensor.
     template <int kRows, int kColumns>
     __device__ __forceinline__ void put(T* tile, const T* tile_out, int plane, int row, int column,
                                         const float (&values)[kRows][kColumns], int rows_here,
                                         int columns_here) const {
+        constexpr int kRun = kColumns % kVector == 0 ? kVector
+                             : kColumns % 4 == 0     ? 4
+                             : kColumns % 2 == 0     ? 2
+                                                     : 1;
         const T* plane_out = tile_out + plane * shape_.plane_stride;
         const bool by_row = shape_.run == Run::kRow || shape_.run == Run::kElement;
         const int row_pitch = by_row ? shape_.run_pitch : columns_here;
-        int place = row * row_pitch + column;
+        T* to = tile + row * row_pitch + column;
         if (shape_.run == Run::kAll) {
-            place += lead(tile_out) + plane * rows_here * columns_here;
+            to += lead(tile_out) + plane * rows_here * columns_here;
         } else if (shape_.run == Run::kPlane) {
-            place += lead(plane_out) + plane * shape_.run_pitch;
+            to += lead(plane_out) + plane * shape_.run_pitch;
         } else {
-            place += plane * shape_.rows * shape_.run_pitch;
+            to += plane * shape_.rows * shape_.run_pitch;
         }
+        const int rows = rows_here - row, columns = columns_here - column;
+        if (shape_.run == Run::kRow) {
+            plane_out += row * shape_.row_stride;
 #pragma unroll
-        for (int t = 0; t < kRows; ++t) {
-            if (row + t >= rows_here) continue;
-            int moved = 0;
-            if (shape_.run == Run::kRow) moved = lead(plane_out + (row + t) * shape_.row_stride);
-            store_values(tile + place + t * row_pitch + moved, values[t], columns_here - column);
+            for (int t = 0; t < kRows; ++t) {
+                if (t >= rows) continue;
+                T* moved = to + t * row_pitch + lead(plane_out + t * shape_.row_stride);
+                put_row<1>(moved, values[t], columns);
+            }
+        } else if (columns < kColumns || shape_.aligned < 2 || kRun < 2) {
+            put_rows<1>(to, row_pitch, values, rows, columns);
+        } else if (shape_.aligned < kRun) {
+            put_rows<kRun / 2>(to, row_pitch, values, rows, columns);
+        } else {
+            put_rows<kRun>(to, row_pitch, values, rows, columns);
         }
     }
 
-    // Copies a tile from shared memory to the tensor.
+    // Copies a tile from shared memory to the tensor. A warp takes a row, all threads a longer run.
     __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here, int rows_here,
                                           int columns_here) const {
-        int length = columns_here;
-        if (shape_.run == Run::kAll) length *= planes_here * rows_here;
-        if (shape_.run == Run::kPlane) length *= rows_here;
-        for (Odometer<3> index = first_; index.more(); index.advance()) {
-            const int plane = index.at[0], row = index.at[1];
-            if (plane >= planes_here || row >= rows_here) continue;
-            const T* run = tile + (plane * index.extent[1] + row) * shape_.run_pitch;
-            T* out = tile_out + plane * shape_.plane_stride + row * shape_.row_stride;
-            if (shape_.run == Run::kElement) {
-                const int column = index.at[2];
-                if (column < columns_here) out[column * shape_.column_stride] = run[column];
+        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+        if (shape_.run == Run::kAll) {
+            store_run(tile, tile_out, planes_here * rows_here * columns_here, thread, threads);
+            return;
+        }
+        for (int plane = 0; plane < planes_here; ++plane) {
+            const T* from = tile + plane * shape_.run_pitch;
+            T* out = tile_out + plane * shape_.plane_stride;
+            if (shape_.run == Run::kPlane) {
+                store_run(from, out, rows_here * columns_here, thread, threads);
                 continue;
             }
-            const int moved = lead(out);
-            const int element = index.at[2] * kVector;  // from the boundary before the run
-            const T* from = run + element;
-            T* to = out - moved + element;
-            if (element >= moved && element + kVector <= moved + length) {
-                using Sixteen = Vector<T, kVector>;
-                *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(from);
-            } else {
-#pragma unroll
-                for (int v = 0; v < kVector; ++v) {
-                    if (element + v >= moved && element + v < moved + length) to[v] = from[v];
+            constexpr int kWarp = 32;
+            from = tile + plane * shape_.rows * shape_.run_pitch;
+            for (int row = thread / kWarp; row < rows_here; row += threads / kWarp) {
+                const T* run = from + row * shape_.run_pitch;
+                T* row_out = out + row * shape_.row_stride;
+                if (shape_.run == Run::kRow) {
+                    store_run(run, row_out, columns_here, thread % kWarp, kWarp);
+                    continue;
+                }
+                for (int column = thread % kWarp; column < columns_here; column += kWarp) {
+                    row_out[column * shape_.column_stride] = run[column];
                 }
             }
         }
     }
 
   private:
-    struct Extents {
-        int values[3];
-    };
-
-    static __device__ Extents extents(const OutShape& shape) {
-        switch (shape.run) {
-            case Run::kAll:
-                return {{1, 1, shape.run_pitch / kVector}};
-            case Run::kPlane:
-                return {{shape.planes, 1, shape.run_pitch / kVector}};
-            case Run::kRow:
-                return {{shape.planes, shape.rows, shape.run_pitch / kVector}};
-            default:
-                return {{shape.planes, shape.rows, shape.columns}};
+    template <int kRun, int kColumns>
+    static __device__ __forceinline__ void put_row(T* to, const float (&values)[kColumns],
+                                                   int columns) {
+#pragma unroll
+        for (int i = 0; i < kColumns; i += kRun) {
+            if (kRun == 1 && i >= columns) continue;
+            Vector<T, kRun> run;
+#pragma unroll
+            for (int v = 0; v < kRun; ++v) run.values[v] = Element<T>::narrow(values[i + v]);
+            *reinterpret_cast<Vector<T, kRun>*>(to + i) = run;
         }
+    }
+
+    template <int kRun, int kRows, int kColumns>
+    static __device__ __forceinline__ void put_rows(T* to, int row_pitch,
+                                                    const float (&values)[kRows][kColumns], int rows,
+                                                    int columns) {
+#pragma unroll
+        for (int t = 0; t < kRows; ++t) {
+            if (t < rows) put_row<kRun>(to + t * row_pitch, values[t], columns);
+        }
+    }
+
+    // Copies one run, vector by vector; what is before its first 16-byte boundary and after its last
+    // one goes element by element.
+    static __device__ __forceinline__ void store_run(const T* run, T* out, int length, int thread,
+                                                     int threads) {
+        using Sixteen = Vector<T, kVector>;
+        const int moved = lead(out);
+        const int end = moved + length;
+        const T* from = run + thread * kVector;
+        T* to = out - moved + thread * kVector;
+        for (int element = thread * kVector; element < end; element += threads * kVector) {
+            if (element >= moved && element + kVector <= end) {
+                *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(from);
+            }
+            from += threads * kVector;
+            to += threads * kVector;
+        }
+        if (thread >= kVector || (moved == 0 && end % kVector == 0)) return;
+        const int last = end / kVector * kVector + thread;
+        if (thread >= moved && thread < end && moved != 0) out[thread - moved] = run[thread];
+        if (last < end && (last >= kVector || moved == 0)) out[last - moved] = run[last];
     }
 
     // Elements from the last 16-byte boundary to an element of the tensor.
@@ -149,7 +155,6 @@ class PlanarStore {
     }
 
     OutShape shape_;
-    Odometer<3> first_;
 };
 
 // A thread's share of storing tiles of one shape that lie as a channels_last tensor does.

@@ -61,30 +61,43 @@ __device__ __forceinline__ void move(T* shared, const T* global, bool readable) 
 // channels_last tensor.
 struct TileShape {
     int planes, rows, columns;
-    int height, width;                                   // of the tensor's planes
+    int height, width;                                     // of the tensor's planes
     std::int64_t plane_stride, row_stride, column_stride;  // in the tensor
     int run;  // neighbouring elements that move at once: columns, or planes of interleaved ones
 };
 
-// A thread's share of loading tiles of one shape.
+// A thread's share of loading tiles of one shape. A line is a row of a plane, or what all interleaved
+// planes have at one pixel; some neighbouring threads take the runs of a line, others other lines.
 template <typename T, bool kInterleaved>
 class TileLoader {
   public:
     __device__ explicit TileLoader(const TileShape& shape)
-        : first_(extents(shape).values, static_cast<int>(threadIdx.x),
-                 static_cast<int>(blockDim.x)),
-          height_(shape.height),
+        : height_(shape.height),
           width_(shape.width),
-          run_(shape.run) {
+          run_(shape.run),
+          outer_extent_(kInterleaved ? shape.rows : shape.planes),
+          inner_extent_(kInterleaved ? shape.columns : shape.rows) {
+        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+        const int elements = kInterleaved ? shape.planes : shape.columns;
+        runs_ = elements / run_;
+        across_ = threads & -threads;
+        while (across_ > 1 && (runs_ + across_ - 1) / across_ * across_ > runs_ + runs_ / 8) {
+            across_ /= 2;
+        }
+        first_run_ = thread % across_;
+        const int line = thread / across_, lines = threads / across_;
+        outer_ = line / inner_extent_;
+        inner_ = line % inner_extent_;
+        outer_step_ = lines / inner_extent_;
+        inner_step_ = lines % inner_extent_;
+        to_ = line * elements;
+        to_step_ = lines * elements;
         const std::int64_t outer = kInterleaved ? shape.row_stride : shape.plane_stride;
-        const std::int64_t middle = kInterleaved ? shape.column_stride : shape.row_stride;
-        const std::int64_t inner = shape.run * (kInterleaved ? 1 : shape.column_stride);
-        offset_ = static_cast<int>(first_.at[0] * outer + first_.at[1] * middle +
-                                   first_.at[2] * inner);
-        step_ = static_cast<int>(first_.step[0] * outer + first_.step[1] * middle +
-                                 first_.step[2] * inner);
-        inner_carry_ = static_cast<int>(middle - first_.extent[2] * inner);
-        middle_carry_ = static_cast<int>(outer - first_.extent[1] * middle);
+        const std::int64_t inner = kInterleaved ? shape.column_stride : shape.row_stride;
+        run_stride_ = kInterleaved ? 1 : static_cast<int>(shape.column_stride);
+        from_ = outer_ * outer + inner_ * inner;
+        from_step_ = outer_step_ * outer + inner_step_ * inner;
+        from_carry_ = outer - inner_extent_ * inner;
     }
 
     // Begins to load the tile that begins at `from`, row `first_row` and column `first_column` of its
@@ -104,52 +117,46 @@ class TileLoader {
     }
 
   private:
-    struct Extents {
-        int values[3];
-    };
-
-    static __device__ Extents extents(const TileShape& shape) {
-        if (kInterleaved) return {{shape.rows, shape.columns, shape.planes / shape.run}};
-        return {{shape.planes, shape.rows, shape.columns / shape.run}};
-    }
-
     template <int kElements>
-    __device__ __forceinline__ void load_runs(T* shared, const T* from, int first_row,
+    __device__ __forceinline__ void load_runs(T* shared, const T* corner, int first_row,
                                               int first_column, int planes) const {
-        Odometer<3> index = first_;
-        int offset = offset_;
-        T* to = shared + static_cast<int>(threadIdx.x) * kElements;
-        const int outer_extent = kInterleaved ? index.extent[0] : planes;
-        while (index.at[0] < outer_extent) {
-            const int h = first_row + index.at[kInterleaved ? 0 : 1];
-            const int w =
-                first_column + (kInterleaved ? index.at[1] : index.at[2] * kElements);
-            const bool readable =
-                static_cast<unsigned>(h) < static_cast<unsigned>(height_) &&
-                static_cast<unsigned>(w) < static_cast<unsigned>(width_) &&
-                (!kInterleaved || index.at[2] * kElements < planes);
-            move<kElements>(to, from + offset, readable);
-            to += static_cast<int>(blockDim.x) * kElements;
-            index.at[0] += index.step[0];
-            index.at[1] += index.step[1];
-            index.at[2] += index.step[2];
-            offset += step_;
-            if (index.at[2] >= index.extent[2]) {
-                index.at[2] -= index.extent[2];
-                ++index.at[1];
-                offset += inner_carry_;
-            }
-            if (index.at[1] >= index.extent[1]) {
-                index.at[1] -= index.extent[1];
-                ++index.at[0];
-                offset += middle_carry_;
+        for (int run = first_run_; run < runs_; run += across_) {
+            const int element = run * kElements;
+            const bool run_exists =
+                kInterleaved ? element < planes : is_within(first_column + element, width_);
+            const T* from = corner + from_ + element * run_stride_;
+            T* to = shared + to_ + element;
+            const int outer_extent = kInterleaved ? outer_extent_ : planes;
+            int outer = outer_, inner = inner_;
+            while (outer < outer_extent) {
+                const bool line_exists =
+                    kInterleaved ? is_within(first_row + outer, height_) &&
+                                       is_within(first_column + inner, width_)
+                                 : is_within(first_row + inner, height_);
+                move<kElements>(to, from, run_exists && line_exists);
+                to += to_step_;
+                from += from_step_;
+                outer += outer_step_;
+                inner += inner_step_;
+                if (inner >= inner_extent_) {
+                    inner -= inner_extent_;
+                    ++outer;
+                    from += from_carry_;
+                }
             }
         }
     }
 
-    Odometer<3> first_;
-    int offset_, step_, inner_carry_, middle_carry_;  // elements in the tensor, from the tile's corner
-    int height_, width_, run_;
+    static __device__ __forceinline__ bool is_within(int place, int extent) {
+        return static_cast<unsigned>(place) < static_cast<unsigned>(extent);
+    }
+
+    int height_, width_, run_, runs_, run_stride_;
+    int outer_extent_, inner_extent_;  // planes and rows, or rows and columns of interleaved planes
+    int across_, first_run_;           // threads that share a line, and this one's place among them
+    int outer_, inner_, outer_step_, inner_step_;  // this thread's first line, and to its next one
+    int to_, to_step_;
+    std::int64_t from_, from_step_, from_carry_;
 };
 
 // The most neighbouring elements, up to 16 bytes, that can move at once everywhere in a tensor: along

@@ -1,0 +1,116 @@
+"""The host twins of kernels/ptx/: what the simulator makes of shuffles and asynchronous copies."""
+
+from __future__ import annotations
+
+import re
+import struct
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from convsmith.errors import SimulatorError
+from convsmith.jit import simulator
+from convsmith.jit.simulator import Buffer
+from convsmith.kernels import source
+from convsmith.kernels.source import KernelSource
+
+
+def toy(name: str) -> KernelSource:
+    """A kernel of the folder kernels/, with the library's headers that it includes."""
+    text = Path(__file__).parent.joinpath("kernels", f"{name}.cu").read_text()
+    return KernelSource(name, source._inline(text, set()))
+
+
+def buffer(tensor: Tensor, writable: bool = False) -> Buffer:
+    return Buffer(tensor.data_ptr(), tensor.numel() * tensor.element_size(), writable)
+
+
+SHUFFLE, COPY = toy("shuffle"), toy("cp_async")
+DEEDS = ("kSum", "kReturn", "kWaitAtABarrier", "kSumOnceMore")
+
+
+def sums_of_warps(values: Tensor, deed: str = "kSum") -> Tensor:
+    """What each thread of a block has after its warp, the first of all, has summed once."""
+    sums = torch.full_like(values, torch.nan)
+    problem = struct.pack("2q", DEEDS.index(deed), values.numel())
+    given = [buffer(values), buffer(sums, writable=True)]
+    simulator.run(SHUFFLE, problem, given, time_limit=60)
+    return sums
+
+
+def test_lanes_exchange_values() -> None:
+    """Shuffle after shuffle, in warps that shuffle once, twice and three times."""
+    values = torch.randint(-1000, 1000, (96,)).double()
+    expected = values.reshape(3, 32).sum(1, keepdim=True) * torch.tensor([[1], [32], [32 * 32]])
+    assert torch.equal(sums_of_warps(values), expected.expand(3, 32).flatten())
+
+
+def test_all_64_bits_are_exchanged() -> None:
+    values = torch.zeros(32).double()
+    values[7] = torch.pi * 2.0**-900
+    assert torch.equal(sums_of_warps(values), values[7].expand(32))
+
+
+@pytest.mark.parametrize(
+    ("deed", "other"),
+    [
+        ("kReturn", r"thread \(5, 0, 0\) has returned"),
+        ("kWaitAtABarrier", r"thread \(\d+, 0, 0\) waits at "),
+        ("kSumOnceMore", r"thread \(\d+, 0, 0\) has returned"),
+    ],
+)
+def test_a_lane_that_does_not_take_part_is_reported(deed: str, other: str) -> None:
+    with pytest.raises(SimulatorError) as caught:
+        sums_of_warps(torch.randn(32).double(), deed)
+    first = str(caught.value).splitlines()[0]
+    place = re.search(rf"waits for ever at a shuffle on line (\d+): {other}", first)
+    assert place is not None
+    assert "shuffle_xor(sum, mask)" in SHUFFLE.cuda.splitlines()[int(place[1]) - 1]
+
+
+def test_a_warp_that_is_not_full_cannot_shuffle() -> None:
+    with pytest.raises(SimulatorError, match="waits for ever at a shuffle"):
+        sums_of_warps(torch.randn(40).double())
+
+
+THREADS = 33
+
+
+def copy(run_bytes: int, given: Tensor, readable: int, offset: int = 0) -> Tensor:
+    """What the threads of a block find in shared memory after they have copied a run each."""
+    found = torch.full((THREADS * run_bytes // 4,), torch.nan)
+    problem = struct.pack("4q", run_bytes, THREADS, readable, offset)
+    simulator.run(COPY, problem, [buffer(given), buffer(found, writable=True)])
+    return found
+
+
+@pytest.mark.parametrize("run_bytes", [4, 8, 16])
+def test_runs_are_copied_and_zeros_take_the_place_of_others(run_bytes: int) -> None:
+    """Of those nothing is read: they are past the end of the buffer."""
+    count = 20 * run_bytes // 4
+    given = torch.randn(count)
+    found = copy(run_bytes, given, readable=count)
+    assert torch.equal(found[:count], given)
+    assert (found[count:] == 0).all()
+    with pytest.raises(SimulatorError, match="0 bytes past the end of buffer 0"):
+        copy(run_bytes, given, readable=count + 1)
+
+
+@pytest.mark.parametrize("run_bytes", [8, 16])
+def test_a_misaligned_run_is_caught(run_bytes: int) -> None:
+    """In global and in shared memory; where both are aligned, a place of its own is none."""
+    count = THREADS * run_bytes // 4
+    storage = torch.randn(count + 4)
+    assert storage.data_ptr() % 16 == 0
+    aligned = run_bytes // 4
+    assert torch.equal(
+        copy(run_bytes, storage[aligned : aligned + count], count, aligned),
+        storage[aligned : aligned + count],
+    )
+    for offset in range(1, aligned):
+        with pytest.raises(SimulatorError, match="misaligned address"):
+            copy(run_bytes, storage[offset : offset + count], count)
+        with pytest.raises(SimulatorError, match="misaligned address"):
+            copy(run_bytes, storage[:count], count, offset)
