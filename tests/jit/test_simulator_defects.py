@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,7 @@ from convsmith.jit import simulator
 from convsmith.jit.simulator import Buffer
 from convsmith.kernels import depthwise, direct
 from convsmith.kernels.family import Family
-from convsmith.kernels.source import _FOLDER, KernelSource
+from convsmith.kernels.source import _FOLDER, KernelSource, render
 from convsmith.spec import ConvSpec, Direction, Pair
 
 BARRIER = "__syncthreads();"
@@ -35,6 +36,7 @@ class Case:
     groups: int = 1
     batch: int = 1
     multiprocessors: int = 132
+    stages: int | None = None  # of depthwise; None leaves it to the family
 
     def __str__(self) -> str:
         return self.name
@@ -57,7 +59,10 @@ class Case:
         """What the family is told, and how it cuts it."""
         x, w, _, _ = (torch.empty(shape, device="meta") for shape in self.shapes())
         spec = ConvSpec.of(self.direction, x, w, True, *self.geometry)
-        return spec, self.family.configure(spec, self.multiprocessors)
+        configuration = self.family.configure(spec, self.multiprocessors)
+        return spec, configuration if self.stages is None else replace(
+            configuration, stages=self.stages
+        )
 
     def run(self, *substitutions: tuple[str, str]) -> tuple[Tensor, Tensor]:
         """What the kernel computes, its text changed, and what it should have."""
@@ -106,7 +111,26 @@ GRAD_INPUT = Case("grad_input", direct, Direction.GRAD_INPUT, 5, 40, (8, 8))
 GRAD_WEIGHT = Case("grad_weight", direct, Direction.GRAD_WEIGHT, 3, 5, (19, 19))
 IN_PARTS = Case("grad_weight_in_parts", direct, Direction.GRAD_WEIGHT, 3, 5, (33, 33))
 DIRECT = [FORWARD, GRAD_INPUT, GRAD_WEIGHT]
-DEPTHWISE = []
+# Several tiles a block, through one stage of shared memory and through two, and sums that are kept
+# by the threads or spread over them.
+DEPTHWISE = {
+    "depthwise_convolve.cuh": [
+        Case(f"{direction.value}_{stages}", depthwise, direction, *sizes, stages=stages)
+        for stages in (2, 1)
+        for direction, *sizes in (
+            (Direction.FORWARD, 3, 3, (9, 21), (3, 3), 3, 7, 1),
+            (Direction.GRAD_INPUT, 8, 8, (9, 21), (3, 3), 2, 5, 1),
+        )
+    ],
+    "depthwise_weight.cuh": [
+        Case(f"{name}_{stages}", depthwise, Direction.GRAD_WEIGHT, *sizes, stages=stages)
+        for stages in (2, 1)
+        for name, *sizes in (
+            ("kept", 3, 3, (9, 21), (3, 3), 3, 7, 1),
+            ("spread", 3, 3, (9, 13), (9, 9), 3, 7, 1),
+        )
+    ],
+}
 
 # Each is an exact text of the kernel, which must be there once, and what takes its place.
 OFF_BY_ONE_BOUND = ("(w + term.w_shift) < width", "(w + term.w_shift) <= width")
@@ -129,45 +153,84 @@ def changed(source: KernelSource, *substitutions: tuple[str, str]) -> KernelSour
     return replace(source, cuda=text)
 
 
-def barriers(header: str) -> int:
-    """How many barriers a header has."""
-    return text_of(header).count(BARRIER)
-
-
 def text_of(header: str) -> str:
     return Path(str(_FOLDER.joinpath(header))).read_text()
 
 
-def without_barrier(header: str, number: int) -> tuple[str, str]:
-    """The substitution that removes one of a header's barriers, counted from 0."""
+def barriers_of(header: str) -> list[tuple[int, ...]]:
+    """A header's barriers, counted from 0, in groups of which each is needed.
+
+    A barrier with which a function ends is for its caller, who may have one as well: the header's
+    last one. Either is enough.
+    """
+    _, *after = text_of(header).split(BARRIER)
+    ends = [number for number, text in enumerate(after) if text.startswith("\n}")]
+    last = len(after) - 1
+    single = [(number,) for number in range(last) if number not in ends]
+    return [*single, (*(number for number in ends if number != last), last)]
+
+
+def without_barriers(header: str, numbers: tuple[int, ...]) -> list[tuple[str, str]]:
+    """The substitutions that remove some of a header's barriers."""
     pieces = text_of(header).split(BARRIER)
-    before, after = pieces[number][-200:], pieces[number + 1][:200]
-    return before + BARRIER + after, before + after
+    around = [(pieces[number][-200:], pieces[number + 1][:200]) for number in numbers]
+    return [(before + BARRIER + after, before + after) for before, after in around]
 
 
 def is_right(result: Tensor, expected: Tensor) -> bool:
     return torch.allclose(result.double(), expected, rtol=1e-5, atol=1e-4)
 
 
-def must_fail(case: Case, *substitutions: tuple[str, str]) -> None:
+def fails(case: Case, *substitutions: tuple[str, str]) -> bool:
+    """Whether anybody notices the defect."""
     try:
-        result, expected = case.run(*substitutions)
+        return not is_right(*case.run(*substitutions))
     except SimulatorError:
-        return
-    assert not is_right(result, expected), "nobody noticed the defect"
+        return True
 
 
-@pytest.mark.parametrize("case", [*DIRECT, IN_PARTS, *DEPTHWISE], ids=str)
+def must_fail(case: Case, *substitutions: tuple[str, str]) -> None:
+    assert fails(case, *substitutions), "nobody noticed the defect"
+
+
+@pytest.mark.parametrize("case", [*DIRECT, IN_PARTS, *chain(*DEPTHWISE.values())], ids=str)
 def test_the_kernel_as_it_is_passes(case: Case) -> None:
     assert is_right(*case.run())
 
 
-@pytest.mark.parametrize("case", DIRECT, ids=str)
-@pytest.mark.parametrize("number", range(barriers("direct.cuh")))
-def test_a_missing_barrier(number: int, case: Case) -> None:
-    must_fail(case, without_barrier("direct.cuh", number))
+@pytest.mark.parametrize("case", [*DIRECT, IN_PARTS], ids=str)
+def test_sums_take_several_tables_and_promotions(case: Case) -> None:
+    """Else the direct family would not come to some of its barriers."""
+    _, configuration = case.plan()
+    assert configuration.promote_tiles > 1
+    assert configuration.terms > 2 * direct.TILE_TERMS * configuration.promote_tiles
+    assert (configuration.splits > 1) == (case is IN_PARTS)
 
-@pytest.mark.parametrize("case", [FORWARD, GRAD_INPUT, GRAD_WEIGHT], ids=str)
+
+@pytest.mark.parametrize("case", DIRECT, ids=str)
+@pytest.mark.parametrize("numbers", barriers_of("direct.cuh"), ids=str)
+def test_a_missing_barrier_of_direct(numbers: tuple[int, ...], case: Case) -> None:
+    must_fail(case, *without_barriers("direct.cuh", numbers))
+
+
+@pytest.mark.parametrize(
+    ("header", "numbers"),
+    [(header, numbers) for header in DEPTHWISE for numbers in barriers_of(header)],
+    ids=str,
+)
+def test_a_missing_barrier_of_depthwise(header: str, numbers: tuple[int, ...]) -> None:
+    """Some are for one or two stages only, or for one kind of sums: one case has to fail."""
+    substitutions = without_barriers(header, numbers)
+    assert any(fails(case, *substitutions) for case in DEPTHWISE[header])
+
+
+def test_all_barriers_are_missed_once() -> None:
+    for family, headers in (("direct", ["direct.cuh"]), ("depthwise", DEPTHWISE)):
+        removed = sum(len(numbers) for header in headers for numbers in barriers_of(header))
+        assert removed == render(family, "any", ()).cuda.count(BARRIER) >= 2
+
+
+@pytest.mark.parametrize("case", DIRECT, ids=str)
 @pytest.mark.parametrize("defect", [OFF_BY_ONE_BOUND, OFF_BY_ONE_ROW], ids=["bound", "row"])
 def test_an_index_off_by_one(case: Case, defect: tuple[str, str]) -> None:
     must_fail(case, defect)

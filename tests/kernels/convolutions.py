@@ -134,25 +134,28 @@ def narrow_layers(draw: st.DrawFn, images: int, largest: int = 14) -> list[Case]
     group_channels = draw(st.sampled_from([1, 1, 1, 1, 2, 3, 4, 5, 6, 7]))
     group_filters = draw(st.one_of(st.just(group_channels), st.integers(1, 9)))
     dtype = draw(st.sampled_from([torch.float32, torch.float32, torch.float16, torch.bfloat16]))
-    return [
-        Case(
-            batch=draw(st.integers(1, 5)),
-            group_channels=group_channels,
-            group_filters=group_filters,
-            groups=draw(st.integers(1 if group_channels == 1 else 2, 6)),
-            size=draw(sizes(kernel_size, padding, dilation, largest)),
-            kernel_size=kernel_size,
-            stride=stride,
-            padding=padding,
-            dilation=dilation,
-            has_bias=draw(st.booleans()),
-            dtype=dtype,
-            layout=draw(st.sampled_from(LAYOUTS)),
-            seed=draw(st.integers(0, 2**31)),
-            upstream_layout=draw(st.sampled_from(LAYOUTS)),
+    cases = []
+    for _ in range(images):
+        layout = draw(st.sampled_from([*LAYOUTS, "channels_last"]))
+        cases.append(
+            Case(
+                batch=draw(st.integers(1, 5)),
+                group_channels=group_channels,
+                group_filters=group_filters,
+                groups=draw(st.sampled_from([1 if group_channels == 1 else 2, 2, 3, 4, 8, 9, 19])),
+                size=draw(sizes(kernel_size, padding, dilation, largest)),
+                kernel_size=kernel_size,
+                stride=stride,
+                padding=padding,
+                dilation=dilation,
+                has_bias=draw(st.booleans()),
+                dtype=dtype,
+                layout=layout,
+                seed=draw(st.integers(0, 2**31)),
+                upstream_layout=draw(st.one_of(st.just(layout), st.sampled_from(LAYOUTS))),
+            )
         )
-        for _ in range(images)
-    ]
+    return cases
 
 
 def pairs(low: int, high: int) -> st.SearchStrategy[Pair]:

@@ -13,7 +13,7 @@ from dataclasses import replace
 import pytest
 import torch
 from convolutions import LAYOUTS, Case, check, in_layout, narrow_layers
-from hypothesis import HealthCheck, given, settings
+from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor
 from torch.nn import functional
 
@@ -28,7 +28,7 @@ ORDINARY = Case(
     batch=2,
     group_channels=1,
     group_filters=1,
-    groups=5,
+    groups=9,
     size=(9, 13),
     kernel_size=(3, 3),
     stride=(1, 1),
@@ -39,6 +39,7 @@ ORDINARY = Case(
     layout="nchw",
     seed=0,
 )
+CHANNELS_LAST = replace(ORDINARY, layout="channels_last", upstream_layout="channels_last")
 NARROW = replace(ORDINARY, group_channels=4, group_filters=4, groups=3)
 LARGE = replace(ORDINARY, groups=2, size=(12, 13), kernel_size=(31, 31), padding=(15, 15))
 
@@ -49,6 +50,9 @@ LAYERS = {
     "common-factor": replace(ORDINARY, stride=(2, 4), dilation=(2, 2), padding=(2, 3)),
     "mostly-padding": replace(ORDINARY, kernel_size=(2, 2), padding=(6, 7)),
     "7x7": replace(ORDINARY, kernel_size=(7, 7), padding=(3, 3)),
+    "7x7-float16": replace(
+        ORDINARY, kernel_size=(7, 7), padding=(3, 3), size=(9, 14), dtype=torch.float16
+    ),
     "11x11": replace(ORDINARY, kernel_size=(11, 11), size=(12, 11), padding=(2, 5)),
     "31x31": LARGE,
     "51x51": replace(LARGE, batch=1, size=(10, 15), kernel_size=(51, 51), padding=(25, 25)),
@@ -74,6 +78,13 @@ IMAGES = {
     "one-row": replace(ORDINARY, size=(1, 13)),
     "one-column": replace(ORDINARY, size=(13, 1)),
     "many-planes-a-block": replace(ORDINARY, batch=41, groups=3, size=(7, 7)),
+    "channels-last-6": replace(CHANNELS_LAST, groups=6),
+    "channels-last-8": replace(CHANNELS_LAST, groups=8),
+    "channels-last-33": replace(CHANNELS_LAST, groups=33),
+    "channels-last-bands": replace(CHANNELS_LAST, groups=17, size=(90, 50)),
+    "channels-last-float16": replace(CHANNELS_LAST, groups=67, dtype=torch.float16),
+    "channels-last-to-nchw": replace(CHANNELS_LAST, upstream_layout="nchw"),
+    "nchw-to-channels-last": replace(CHANNELS_LAST, layout="nchw"),
     "rows-in-bands": replace(ORDINARY, batch=1, groups=2, size=(150, 90)),
     "600-columns": replace(ORDINARY, batch=1, groups=2, size=(9, 600)),
     "601-columns": replace(ORDINARY, batch=1, groups=2, size=(9, 601)),
@@ -87,6 +98,11 @@ IMAGES = {
     ),
     "narrow-many-planes-a-block": replace(NARROW, batch=21, size=(7, 7)),
     "narrow-1101-columns": replace(NARROW, batch=1, groups=2, size=(2, 1101)),
+    # Rows that begin at multiples of 2, 4 and 8 elements, for tiles of eight columns.
+    **{
+        f"7x7-float16-{width}-columns": replace(LAYERS["7x7-float16"], groups=2, size=(9, width))
+        for width in (12, 13, 16, 18)
+    },
     "31x31-wide": replace(LARGE, batch=1, groups=1, size=(6, 300)),
     "31x31-tall": replace(LARGE, batch=1, groups=1, size=(90, 9)),
     "31x31-many-images": replace(LARGE, batch=9, size=(7, 7)),
@@ -108,17 +124,19 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
 
 def compile_what_the_tests_run(device: torch.device) -> None:
     """On all processors at once: one by one, nvcc takes minutes."""
-    cases = [*LAYERS.values(), *(case for layers in DTYPES.values() for case in layers.values())]
+    cases = [*LAYERS.values(), *IMAGES.values()]
+    cases += [case for layers in DTYPES.values() for case in layers.values()]
     specs = [spec for case in cases for spec in case.specs().values()]
     compile_ahead([planner.plan_for(spec, device, "depthwise") for spec in specs], device)
 
 
 # Not on a GPU: nvcc takes long for each of these layers. The layers above run on both.
-@settings(max_examples=25, suppress_health_check=[HealthCheck.too_slow])
+@settings(max_examples=30, suppress_health_check=[HealthCheck.too_slow])
 @given(images=narrow_layers(images=3))
 def test_any_layer_of_few_channels_a_group(images: list[Case]) -> None:
     with convsmith.use_kernel("depthwise"), convsmith.simulator():
         for case in images:
+            assume(not any(map(depthwise.obstacle, case.specs().values())))
             check(case, "cpu")
 
 
@@ -224,7 +242,7 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, case: Case) -> tuple[Tensor, Ten
     [
         ORDINARY,
         replace(ORDINARY, batch=1, groups=2, size=(4, 510)),
-        replace(LAYERS["common-factor"], size=(8, 21)),
+        replace(LAYERS["common-factor"], size=(8, 22)),
         LAYERS["3-to-5"],
         replace(LARGE, size=(4, 45)),
     ],
@@ -235,7 +253,7 @@ def test_inf_and_nan_reach_just_what_they_meet(device: str, case: Case, value: f
     x, w, _ = case.tensors(device)
     y = torch.conv2d(x, w, None, *case.geometry)
     dy = case.upstream(y)
-    for column in (0, 5, -1):
+    for column in (1, 5, -1):
         place = (-1, 1, 2, column)
         bad_x, bad_dy, one = x.clone(), dy.clone(), torch.zeros_like(x).double()
         bad_x[place], bad_dy[place], one[place] = value, value, 1.0
@@ -347,14 +365,17 @@ def test_what_it_cannot_do_it_says(name: str) -> None:
 
 
 @pytest.mark.parametrize("layer", [ORDINARY, LARGE, NARROW], ids=["3x3", "31x31", "narrow"])
-def test_a_hundred_image_sizes_need_one_compilation(layer: Case) -> None:
+def test_a_hundred_image_sizes_need_a_handful_of_compilations(layer: Case) -> None:
+    """Or a handful: blocks of 128 or 256 threads, whose tiles fit into shared memory twice or once."""
     for direction in Direction:
         specs = [
             replace(layer, size=(height, width), batch=height).specs()[direction]
             for height in (1, 5, 7, 14, 28, 56, 57, 112, 224, 300)
             for width in (1, 6, 7, 14, 28, 31, 56, 112, 224, 1100)
         ]
-        assert len({depthwise.source(spec, depthwise.configure(spec, 132)) for spec in specs}) == 1
+        sources = {depthwise.source(spec, depthwise.configure(spec, 132)) for spec in specs}
+        assert len({source.name for source in sources}) == 1
+        assert len(sources) <= 4
 
 
 @pytest.mark.parametrize("multiprocessors", [4, 132])

@@ -32,6 +32,7 @@ MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100
 MOST_WORKSPACE_BYTES = 64 * 2**20
 MOST_WINDOW = 80  # columns of a source row that a thread keeps in registers
 MOST_TILE = 64  # outputs of a thread
+MOST_TERMS_OF_ONE_CHAIN = 48
 MOST_KEPT_TAPS = 64  # sums of a weight gradient that a thread keeps
 SPREAD_TILE = (4, 8)  # taps of a thread of a weight gradient of more taps than that
 SPREAD_RUN = 8  # kRun of depthwise_weight.cuh
@@ -51,6 +52,7 @@ class Configuration:
         tile: outputs of a thread; of a weight gradient positions of dy, or taps if ``spreads``.
         thread_filters: filters of a thread (channels, in a weight gradient).
         spreads: a weight gradient whose threads own taps.
+        whole_rows: tiles hold whole rows, as they lie in memory.
         together: planes of a channels_last tensor that lie interleaved in shared memory, or 1.
         stages: tiles that are in shared memory at once.
         resident: blocks that share a multiprocessor.
@@ -70,6 +72,7 @@ class Configuration:
     tile: Pair
     thread_filters: int
     spreads: bool
+    whole_rows: bool
     together: int
     stages: int
     resident: int
@@ -201,6 +204,16 @@ def resident_blocks(spec: ConvSpec) -> int:
     return 3 if math.prod(thread_tile(spec)) * thread_filters(spec) <= 32 else 2
 
 
+def sums_by_row(spec: ConvSpec) -> bool:
+    """Whether each filter row is summed by itself: where so many terms would err more than cuDNN.
+
+    With one channel a group there is a single chain of additions, as in PyTorch's own kernels.
+    """
+    _, group_channels, *kernel_size = spec.weight_shape
+    terms = computed(spec)[0][1] // spec.groups * math.prod(kernel_size)
+    return group_channels > 1 and terms > MOST_TERMS_OF_ONE_CHAIN
+
+
 def planes_together(spec: ConvSpec) -> int:
     """How many planes of channels_last tensors lie interleaved in a tile; 1 where planes are apart.
 
@@ -245,11 +258,8 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
         if together == 1 and filters >= outputs:
             fitting = min(threads // math.prod(thread_tiles), most_bundles, bundles_of_image)
             bundles = even_part(bundles_of_image, max(1, fitting))
-        reach = (thread_tiles[1] - 1) * columns.advance + columns.extent
-        source_size = (
-            (thread_tiles[0] - 1) * rows.advance + rows.extent,
-            reach if together > 1 else aligned_columns(columns, reach, itemsize),
-        )
+        whole_rows = takes_whole_rows(spec, columns, thread_tiles[1] * tile[1])
+        source_size = tile_size_of(spec, rows, columns, thread_tiles, whole_rows, together)
         vector = 16 // itemsize
         run = thread_tiles[1] * tile[1]
         run = run if together > 1 else (run + 2 * vector - 2) // vector * vector
@@ -263,6 +273,7 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             tile=tile,
             thread_filters=filters,
             spreads=False,
+            whole_rows=whole_rows,
             together=together,
             stages=stages,
             resident=resident,
@@ -304,6 +315,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             )
             part = (min(spec.output_size[0], 64), min(spec.output_size[1], runs * SPREAD_RUN))
             thread_tiles = (runs, math.prod(tap_tiles))
+            whole_rows = False
             rows, reach = (
                 (size - 1) * stride + (count * one - 1) * dilation + 1
                 for size, stride, count, one, dilation in zip(
@@ -315,22 +327,20 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
                     strict=True,
                 )
             )
+            source_size = (rows, aligned_columns(columns, reach, itemsize))
         else:
             thread_tiles = cut_plane(spec.output_size, tile, threads // filters, together)
             part = (thread_tiles[0] * tile[0], thread_tiles[1] * tile[1])
-            axis = rows_of(spec, tile[0])
-            rows = (thread_tiles[0] - 1) * axis.advance + axis.extent
-            reach = (thread_tiles[1] - 1) * columns.advance + columns.extent
+            whole_rows = takes_whole_rows(spec, columns, part[1])
+            source_size = tile_size_of(
+                spec, rows_of(spec, tile[0]), columns, thread_tiles, whole_rows, together
+            )
         vector = 16 // itemsize
         pair_threads = math.prod(thread_tiles)
         bundles = together
         if together == 1:
             fitting = threads // (filters * pair_threads) if one_bundle_each else 1
             bundles = even_part(all_bundles, max(1, min(fitting, most_bundles)))
-        source_size = (
-            rows,
-            reach if together > 1 else aligned_columns(columns, reach, itemsize),
-        )
         upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
         block_threads = -(-bundles * filters * pair_threads // 32) * 32
         sets = -(-all_bundles // bundles)
@@ -343,12 +353,14 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         values = channels * math.prod(kernel_size) + 1
         totals = -(-bundles * filters * values * 8 // 16) * 16
         x = up_to_eights(bundles * channels * math.prod(source_size))
-        y = bundles * filters * part[0] * upstream_columns
+        y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
+        y = bundles * filters * y_rows * upstream_columns
         stage = up_to_eights(max(x + y, 8 * block_threads * 4 // itemsize))
         return Configuration(
             tile=tile,
             thread_filters=channels,
             spreads=spreads,
+            whole_rows=whole_rows,
             together=together,
             stages=stages,
             resident=resident,
@@ -406,6 +418,40 @@ def cut_plane(size: Pair, tile: Pair, threads: int, together: int) -> Pair:
     elif across > threads:
         across = max(threads // 2 // 8 * 8, 8)
     return even_part(down, max(1, threads // across)), across
+
+
+def takes_whole_rows(spec: ConvSpec, columns: Axis, tile_columns: int) -> bool:
+    """Whether a tile can hold whole rows as they are: contiguous, and as wide as the output."""
+    read = [computed(spec)[1]]
+    if spec.direction is Direction.GRAD_WEIGHT:
+        read.append(spec.output_strides)
+    width = spec.output_shape[3]
+    if spec.direction is Direction.GRAD_INPUT:
+        width = spec.input_shape[3]
+    first_is_near = columns.first < 16 // spec.dtype.itemsize
+    return first_is_near and tile_columns >= width and all(strides[3] == 1 for strides in read)
+
+
+def tile_size_of(
+    spec: ConvSpec, rows: Axis, columns: Axis, thread_tiles: Pair, whole_rows: bool, together: int
+) -> Pair:
+    """Rows and columns of the tile that is read, in shared memory."""
+    down, across = (
+        (count - 1) * axis.advance + axis.extent
+        for count, axis in zip(thread_tiles, (rows, columns), strict=True)
+    )
+    if together > 1:
+        return down, across
+    across = aligned_columns(columns, across, spec.dtype.itemsize)
+    if whole_rows:
+        is_gradient = spec.direction is Direction.GRAD_INPUT
+        _, _, height, width = spec.output_shape if is_gradient else spec.input_shape
+        vector = 16 // spec.dtype.itemsize
+        left = columns.first % vector - columns.first
+        across = max(across, -(-(left + width) // vector) * vector)
+        if spec.weight_shape[2] > 1 if is_gradient else spec.padding[0] > 0:
+            down = min(down, height)  # rows outside are skipped
+    return down, across
 
 
 def aligned_columns(columns: Axis, reach: int, itemsize: int) -> int:
@@ -473,9 +519,8 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     """What ``Specialisation`` of depthwise.cuh is instantiated with: one type."""
     geometry = (*spec.weight_shape[2:], *spec.stride, *spec.padding, *spec.dilation)
     numbers = ", ".join(map(str, (*geometry, *configuration.tile, configuration.thread_filters)))
-    most_threads = -(-configuration.threads // 128) * 128
-    last = f"{configuration.together}, {configuration.stages}, {most_threads}"
-    last += f", {configuration.resident}"
+    last = f"{str(configuration.whole_rows).lower()}, {configuration.together}, "
+    last += f"{configuration.stages}, {configuration.threads}, {configuration.resident}"
     element = _ELEMENT[spec.dtype]
     space = "convsmith::depthwise::"
     if spec.direction is Direction.GRAD_WEIGHT:
@@ -483,7 +528,8 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
         return (f"{space}WeightGradient<{element}, {numbers}, {spreads}, {last}>",)
     is_gradient = str(spec.direction is Direction.GRAD_INPUT).lower()
     sums = computed(spec)[0][1] // spec.groups
-    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {sums}, {last}>",)
+    by_row = str(sums_by_row(spec)).lower()
+    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {sums}, {by_row}, {last}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

@@ -9,12 +9,13 @@
 namespace convsmith::depthwise {
 
 // What is compiled in; everything else is told at run time. A thread computes kTileRows x
-// kTileColumns outputs of kThreadFilters filters. Where several channels are summed (kSums), each
-// filter row has a chain of additions of its own, which keeps the error of their many terms small.
-// kTogether planes of a channels_last tensor lie interleaved in a tile; 1 is for planar tiles.
+// kTileColumns outputs of kThreadFilters filters, each summed over kSums channels: in one chain of
+// additions, or, where there are many terms (kHasRowSums), in one for each filter row and one of those.
+// A tile holds whole rows of contiguous columns (kWholeRows), or any part of planes with what lies
+// outside of them as zeros; kTogether > 1 planes of a channels_last tensor lie interleaved in it.
 template <bool kIsInputGradient, typename T, int R, int S, int kStrideH, int kStrideW, int kPaddingH,
           int kPaddingW, int kDilationH, int kDilationW, int kTileRows, int kTileColumns,
-          int kThreadFilters, int kSums, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
+          int kThreadFilters, int kSums, bool kHasRowSums, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
 struct Convolution {
     using Value = T;
     static constexpr bool kIsWeightGradient = false;
@@ -25,25 +26,33 @@ struct Convolution {
     static constexpr int kChannels = kSums < 8 ? kSums : 8;  // in shared memory at once
     static constexpr int kPasses = (kSums + kChannels - 1) / kChannels;
     static constexpr int kAllChannels = kSums;
-    static constexpr bool kAddsChannels = kSums > 1;
+    static constexpr bool kSumsByRow = kHasRowSums;
     static constexpr int kColumnPitch = kTogether;
     static constexpr bool kInterleaved = kTogether > 1;
     static_assert(!kInterleaved || (kSums == 1 && kThreadFilters == 1));
+    static constexpr bool kWholeRows = kTakesWholeRows;
+    static_assert(!kWholeRows || !kInterleaved);
+    // Whether outputs that exist may meet sources that do not, and have to do without them.
+    static constexpr bool kPadsRows = kIsInputGradient ? R > 1 : kPaddingH > 0;
+    static constexpr bool kPadsColumns = kIsInputGradient ? S > 1 : kPaddingW > 0;
+    static constexpr bool kChecksRows = kWholeRows && kPadsRows;
     static constexpr int kStages = kTileStages;
     static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
 
     // Small filters are unrolled whole; of large ones a loop over source rows remains.
     static constexpr int kProducts = R * S * kTileRows * kTileColumns * kThreadFilters;
-    static constexpr bool kUnrolled = kProducts <= 1280;
+    static constexpr bool kUnrolled = kProducts <= 1600;
     // A filter row in shared memory: its taps, each for all of a thread's filters.
     static constexpr int kFilterRow = (S * kThreadFilters + 3) / 4 * 4;
     static constexpr int kFilterPitch = R * kFilterRow;
-    static constexpr bool kKeepsFilter = kUnrolled && kFilterPitch <= 40;
+    static constexpr bool kKeepsFilter = kUnrolled && kFilterPitch <= 56;
 
     // Columns before the first that is needed, so that loads of 16 bytes stay aligned.
     static constexpr int kVector = 16 / sizeof(T);
     static constexpr int kLead =
         kInterleaved ? 0 : ((Columns::kFirst % kVector) + kVector) % kVector;
+    static constexpr int kLeft = kLead - Columns::kFirst;  // columns before the source's first
+    static_assert(!kWholeRows || kLeft >= 0, "padding beyond the filter is for partial tiles");
 };
 
 // What the host packs for one call. "Source" is x or dy, "out" is y or dx. A bundle is the kFilters
@@ -67,7 +76,7 @@ struct Cut {
     std::int64_t tiles;
 
     template <typename S>
-    static __host__ __device__ Cut of(const ConvolveProblem& problem) {
+    static Cut of(const ConvolveProblem& problem) {
         const auto parts = [](std::int64_t whole, std::int64_t part) {
             return static_cast<int>((whole + part - 1) / part);
         };
@@ -110,10 +119,10 @@ struct Place {
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    convolve(const ConvolveProblem problem, const typename S::Value* __restrict__ source,
+    convolve(const ConvolveProblem problem, const Cut cut, const typename S::Value* __restrict__ source,
              const typename S::Value* __restrict__ filter,
              const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out,
-             int source_run, int out_run) {
+             RowPlan source_plan, int out_run) {
     using T = typename S::Value;
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
@@ -123,24 +132,26 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     T* shared = shared_memory<T>();
 
     // Work out what holds for all tiles of this block.
-    const Cut cut = Cut::of<S>(problem);
     const int bundles = static_cast<int>(problem.bundles);
     const int tile_rows = static_cast<int>(problem.thread_tiles[0]) * Rows::kTile;
     const int tile_columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
+    const int met_rows =
+        (static_cast<int>(problem.thread_tiles[0]) - 1) * Rows::kAdvance + Rows::kExtent;
     const int row_pitch = static_cast<int>(problem.row_pitch) * S::kColumnPitch;
     const int plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.source_rows) * row_pitch;
 
-    TileShape source_shape;
-    source_shape.planes = bundles * S::kChannels;
-    source_shape.rows = static_cast<int>(problem.source_rows);
-    source_shape.columns = static_cast<int>(problem.row_pitch);
-    source_shape.height = static_cast<int>(problem.source_size[0]);
-    source_shape.width = static_cast<int>(problem.source_size[1]);
-    source_shape.plane_stride = problem.source_strides[1];
-    source_shape.row_stride = problem.source_strides[2];
-    source_shape.column_stride = problem.source_strides[3];
-    source_shape.run = source_run;
-    const TileLoader<T, S::kInterleaved> loader(source_shape);
+    const auto loader = [&] {
+        const int width = static_cast<int>(problem.source_size[1]);
+        if constexpr (S::kWholeRows) {
+            return RowLoader<T>(width, source_plan, problem.source_strides[2], row_pitch);
+        } else {
+            return TileLoader<T, S::kInterleaved>(TileShape{
+                bundles * S::kChannels, static_cast<int>(problem.source_rows),
+                static_cast<int>(problem.row_pitch), static_cast<int>(problem.source_size[0]),
+                width, problem.source_strides[1], problem.source_strides[2],
+                problem.source_strides[3], source_plan.run});
+        }
+    }();
 
     OutShape out_shape;
     out_shape.planes = bundles * kFilters;
@@ -181,7 +192,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const bool has_outputs =
         S::kInterleaved ? of_bundle < thread_tiles : my_bundle < bundles;
     const int corner = my_bundle * S::kChannels * plane_pitch +
-                       my_row * Rows::kAdvance * row_pitch +
                        my_column * Columns::kAdvance * S::kColumnPitch;
 
     const auto bundles_at = [&](const Place& place) {
@@ -195,23 +205,41 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         return cut.bundles_of_group == 1 ? place.set * bundles : place.set / cut.bundles_of_group;
     };
 
+    // The first source row that a tile meets, which may lie outside; and the first one in its memory.
+    const auto first_row_of = [&](const Place& place) {
+        return place.row / Rows::kScale * Rows::kStep + Rows::kFirst;
+    };
+    const auto first_row_at = [&](const Place& place) {
+        return S::kWholeRows ? max(first_row_of(place), 0) : first_row_of(place);
+    };
+
     // Begins to bring one pass over the channels of a tile into a stage.
     const auto load = [&](const Place& place, int pass, T* stage) {
         const int bundles_here = bundles_at(place);
         const int group = group_at(place), first_output = first_output_at(place);
         const int first_channel = pass * S::kChannels;
         const int channels = min(S::kChannels, S::kAllChannels - first_channel);
-        const int first_row = place.row / Rows::kScale * Rows::kStep + Rows::kFirst;
-        const int first_column =
-            place.column / Columns::kScale * Columns::kStep + Columns::kFirst - S::kLead;
-        const T* from = source + place.image * problem.source_strides[0] +
-                        (std::int64_t{group} * S::kAllChannels + first_channel) *
-                            problem.source_strides[1] +
-                        first_row * problem.source_strides[2] +
-                        first_column * problem.source_strides[3];
         // Of several passes the last one may have fewer channels; a block then has one bundle.
         const int planes = S::kPasses == 1 ? bundles_here * S::kChannels : channels;
-        loader.load(stage, from, first_row, first_column, planes);
+        const T* plane = source + place.image * problem.source_strides[0] +
+                         (std::int64_t{group} * S::kAllChannels + first_channel) *
+                             problem.source_strides[1];
+        const int first_row = first_row_at(place);
+        if constexpr (S::kWholeRows) {
+            const int rows = min(first_row_of(place) + met_rows,
+                                 static_cast<int>(problem.source_size[0])) - first_row;
+            const T* from = plane + first_row * problem.source_strides[2];
+            loader.template load<S::kPadsColumns>(stage + S::kLeft, plane_pitch, from,
+                                                  problem.source_strides[1], planes, rows,
+                                                  S::kLeft);
+        } else {
+            const int first_column =
+                place.column / Columns::kScale * Columns::kStep + Columns::kFirst - S::kLead;
+            loader.load(stage,
+                        plane + first_row * problem.source_strides[2] +
+                            first_column * problem.source_strides[3],
+                        first_row, first_column, planes);
+        }
         const auto* strides = problem.filter_strides;
         for (int i = thread; i < planes * S::kFilterPitch; i += threads) {
             const int plane = i / S::kFilterPitch;
@@ -274,11 +302,15 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             // Multiply.
             if (computes) {
                 const T* filters = tile + places.tile + my_bundle * S::kChannels * S::kFilterPitch;
+                const int my_first_row =
+                    (place.row + my_row * Rows::kTile) / Rows::kScale * Rows::kStep;
+                const T* mine = tile + corner + (my_first_row - first_row_at(place)) * row_pitch;
 #pragma unroll 1
                 for (int c = 0; c < S::kChannels; ++c) {
                     if (S::kPasses > 1 && pass * S::kChannels + c >= S::kAllChannels) continue;
-                    sums.add_channel(tile + corner + c * plane_pitch, row_pitch,
-                                     filters + c * S::kFilterPitch);
+                    sums.add_channel(mine + c * plane_pitch, row_pitch,
+                                     filters + c * S::kFilterPitch, my_first_row,
+                                     static_cast<int>(problem.source_size[0]));
                 }
             }
 
@@ -332,18 +364,23 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
     const auto* filter = reinterpret_cast<const T*>(addresses[1]);
     const auto* bias = S::kIsGradient ? nullptr : reinterpret_cast<const T*>(addresses[2]);
     auto* out = reinterpret_cast<T*>(addresses[S::kIsGradient ? 2 : 3]);
-    if (Cut::of<S>(problem).tiles > 0x7fffffff) return "depthwise: there are too many tiles";
+    const Cut cut = Cut::of<S>(problem);
+    if (cut.tiles > 0x7fffffff) return "depthwise: there are too many tiles";
     const ConvolveShared<S> places(problem);
     const int source_run =
         longest_run<T>(source, S::kInterleaved ? problem.groups : problem.source_size[1],
                        problem.source_strides, S::kInterleaved);
+    const RowPlan source_plan =
+        plan_rows(static_cast<int>(problem.source_size[1]), source_run,
+                  static_cast<int>(problem.source_rows * problem.bundles * S::kChannels),
+                  static_cast<int>(problem.threads));
     const int out_run =
         longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
                        problem.out_strides, S::kInterleaved);
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)),
                   dim3(static_cast<unsigned>(problem.threads)),
-                  S::kStages * places.stage * sizeof(T), stream, problem, source, filter, bias, out,
-                  source_run, out_run);
+                  S::kStages * places.stage * sizeof(T), stream, problem, cut, source, filter, bias, out,
+                  source_plan, out_run);
 }
 
 }  // namespace convsmith::depthwise

@@ -43,6 +43,7 @@ class PlanarStore {
                              : kColumns % 4 == 0     ? 4
                              : kColumns % 2 == 0     ? 2
                                                      : 1;
+        constexpr int kHalf = kRun > 1 ? kRun / 2 : 1;
         const T* plane_out = tile_out + plane * shape_.plane_stride;
         const bool by_row = shape_.run == Run::kRow || shape_.run == Run::kElement;
         const int row_pitch = by_row ? shape_.run_pitch : columns_here;
@@ -63,12 +64,12 @@ class PlanarStore {
                 T* moved = to + t * row_pitch + lead(plane_out + t * shape_.row_stride);
                 put_row<1>(moved, values[t], columns);
             }
-        } else if (columns < kColumns || shape_.aligned < 2 || kRun < 2) {
-            put_rows<1>(to, row_pitch, values, rows, columns);
-        } else if (shape_.aligned < kRun) {
-            put_rows<kRun / 2>(to, row_pitch, values, rows, columns);
-        } else {
+        } else if (columns >= kColumns && shape_.aligned >= kRun) {
             put_rows<kRun>(to, row_pitch, values, rows, columns);
+        } else if (columns >= kColumns && shape_.aligned >= kHalf) {
+            put_rows<kHalf>(to, row_pitch, values, rows, columns);
+        } else {
+            put_rows<1>(to, row_pitch, values, rows, columns);
         }
     }
 
@@ -136,12 +137,18 @@ class PlanarStore {
         const int end = moved + length;
         const T* from = run + thread * kVector;
         T* to = out - moved + thread * kVector;
-        for (int element = thread * kVector; element < end; element += threads * kVector) {
-            if (element >= moved && element + kVector <= end) {
-                *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(from);
-            }
-            from += threads * kVector;
-            to += threads * kVector;
+        const int step = threads * kVector;
+        int element = thread * kVector;
+        if (element < moved) {  // the first vector begins before the run
+            element += step;
+            from += step;
+            to += step;
+        }
+#pragma unroll 4
+        for (; element + kVector <= end; element += step) {
+            *reinterpret_cast<Sixteen*>(to) = *reinterpret_cast<const Sixteen*>(from);
+            from += step;
+            to += step;
         }
         if (thread >= kVector || (moved == 0 && end % kVector == 0)) return;
         const int last = end / kVector * kVector + thread;

@@ -53,8 +53,10 @@ struct Sums {
     static constexpr int kRowVectors = S::kFilterRow / 4;
     float values[kFilters][Rows::kTile][Columns::kTile];
 
-    // Adds the products of one source channel. `tile` is the thread's corner of its source tile.
-    __device__ __forceinline__ void add_channel(const T* tile, int row_pitch, const T* filter) {
+    // Adds the products of one source channel. `tile` is where the source lies that the thread's first
+    // output scales to, row `first_row` of `height`; rows outside are skipped where kChecksRows.
+    __device__ __forceinline__ void add_channel(const T* tile, int row_pitch, const T* filter,
+                                                int first_row, int height) {
         const auto* taps = reinterpret_cast<const Taps*>(filter);
         float kept[S::kKeepsFilter ? Rows::kTaps : 1][S::kFilterRow];
         if constexpr (S::kKeepsFilter) {
@@ -74,8 +76,12 @@ struct Sums {
 #pragma unroll kUnroll
         for (int row = 0; row < Rows::kExtent; ++row) {
             const int source = Rows::kTapStep > 0 ? Rows::kFirst + row : Rows::kLast - row;
+            if (S::kChecksRows && static_cast<unsigned>(first_row + source) >=
+                                      static_cast<unsigned>(height)) {
+                continue;
+            }
             SourceWindow window;
-            window.load(tile + (source - Rows::kFirst) * row_pitch);
+            window.load(tile + source * row_pitch);
 #pragma unroll
             for (int t = 0; t < Rows::kTile; ++t) {
                 const int tap = Rows::tap(t, source);
@@ -103,7 +109,7 @@ struct Sums {
         for (int f = 0; f < kFilters; ++f) {
 #pragma unroll
             for (int u = 0; u < Columns::kTile; ++u) {
-                sums[f][u] = S::kAddsChannels ? 0.0f : values[f][out][u];
+                sums[f][u] = S::kSumsByRow ? 0.0f : values[f][out][u];
             }
         }
 #pragma unroll
@@ -125,7 +131,7 @@ struct Sums {
 #pragma unroll
             for (int u = 0; u < Columns::kTile; ++u) {
                 values[f][out][u] =
-                    S::kAddsChannels ? values[f][out][u] + sums[f][u] : sums[f][u];
+                    S::kSumsByRow ? values[f][out][u] + sums[f][u] : sums[f][u];
             }
         }
     }

@@ -56,6 +56,116 @@ __device__ __forceinline__ void move(T* shared, const T* global, bool readable) 
     }
 }
 
+// How a tensor's rows are loaded: `run` neighbouring elements at once, `across` threads to a row.
+struct RowPlan {
+    int run, across;
+};
+
+// The plan that takes `threads` the fewest turns for `rows` rows of `width` elements. Threads of a warp
+// that have nothing to do cost as much as others; warps that have nothing to do cost nothing.
+inline RowPlan plan_rows(int width, int run, int rows, int threads) {
+    constexpr int kWarp = 32, kLeastAcross = 8;
+    const int runs = width / run;
+    RowPlan best{run, 1};
+    double least_turns = 0;
+    for (int across = threads & -threads; across >= 1; across /= 2) {
+        if (across < kLeastAcross && across < runs && best.across > 1) break;
+        const int rest = runs % across;
+        double steps = runs / across;
+        if (rest > 0) {
+            steps += across > kWarp
+                         ? static_cast<double>((rest + kWarp - 1) / kWarp * kWarp) / across
+                         : 1;
+        }
+        const int at_once = threads / across;
+        const double turns = steps * ((rows + at_once - 1) / at_once);
+        if (least_turns == 0 || turns < least_turns) {
+            best.across = across;
+            least_turns = turns;
+        }
+    }
+    return best;
+}
+
+// A thread's share of loading whole rows of planes whose columns are contiguous. Some neighbouring
+// threads take the runs of a row, others other rows; nothing is checked, for all of them exist.
+template <typename T>
+class RowLoader {
+  public:
+    // Rows lie row_pitch elements apart in shared memory.
+    __device__ RowLoader(int width, RowPlan plan, std::int64_t row_stride, int row_pitch)
+        : width_(width), run_(plan.run), row_pitch_(row_pitch), row_stride_(row_stride) {
+        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+        first_column_ = thread % plan.across * run_;
+        column_step_ = plan.across * run_;
+        first_row_ = thread / plan.across;
+        row_step_ = threads / plan.across;
+    }
+
+    // Begins to load `rows` rows of each of `planes` planes. `tile` and `from` are where the first
+    // column of the first row is, `left` columns after the beginning of the tile's row.
+    template <bool kClearsSides>
+    __device__ __forceinline__ void load(T* tile, int plane_pitch, const T* from,
+                                         std::int64_t plane_stride, int planes, int rows,
+                                         int left) const {
+        // Planes that follow one another like rows are one.
+        if (plane_pitch == rows * row_pitch_ && plane_stride == rows * row_stride_) {
+            rows *= planes;
+            planes = 1;
+        }
+        for (int i = 0; i < planes; ++i) {
+            load_plane(tile, from, rows);
+            if (kClearsSides) clear_sides(tile, left, rows);
+            tile += plane_pitch;
+            from += plane_stride;
+        }
+    }
+
+  private:
+    __device__ __forceinline__ void load_plane(T* tile, const T* from, int rows) const {
+        constexpr int kMost = 16 / sizeof(T);
+        if (run_ == kMost) {
+            load_runs<kMost>(tile, from, rows);
+        } else if (run_ == kMost / 2) {
+            load_runs<kMost / 2>(tile, from, rows);
+        } else if (kMost > 4 && run_ == kMost / 4) {
+            load_runs<kMost / 4>(tile, from, rows);
+        } else {
+            load_runs<1>(tile, from, rows);
+        }
+    }
+
+    // Writes zeros to the columns before a row's first one and after its last one.
+    __device__ __forceinline__ void clear_sides(T* tile, int left, int rows) const {
+        const int right = row_pitch_ - left - width_;
+        for (int row = static_cast<int>(threadIdx.x); row < rows;
+             row += static_cast<int>(blockDim.x)) {
+            T* first = tile + row * row_pitch_;
+            for (int i = 1; i <= left; ++i) first[-i] = Element<T>::narrow(0);
+            for (int i = 0; i < right; ++i) first[width_ + i] = Element<T>::narrow(0);
+        }
+    }
+
+    template <int kElements>
+    __device__ __forceinline__ void load_runs(T* tile, const T* corner, int rows) const {
+        const std::int64_t from_step = row_step_ * row_stride_;
+        for (int column = first_column_; column < width_; column += column_step_) {
+            const T* from = corner + first_row_ * row_stride_ + column;
+            T* to = tile + first_row_ * row_pitch_ + column;
+#pragma unroll 2
+            for (int row = first_row_; row < rows; row += row_step_) {
+                move<kElements>(to, from, true);
+                from += from_step;
+                to += row_step_ * row_pitch_;
+            }
+        }
+    }
+
+    int width_, run_, row_pitch_;
+    int first_column_, column_step_, first_row_, row_step_;
+    std::int64_t row_stride_;
+};
+
 // What a tile is: a part of some planes of a tensor. Where it reaches outside of them it is zero.
 // In shared memory planes lie one after another, or (kInterleaved) element by element, as in a
 // channels_last tensor.

@@ -14,10 +14,10 @@
 namespace convsmith::depthwise {
 
 // What is compiled in of a weight gradient. Tiles are of dy (kept sums) or of taps (spread sums).
-// kTogether planes of channels_last tensors lie interleaved in a tile; 1 is for planar tiles.
+// Tiles hold whole rows, or any part of planes, as in Convolution.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
+          bool kSpreadsTaps, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
     static constexpr bool kIsWeightGradient = true;
@@ -32,6 +32,10 @@ struct WeightGradient {
     static constexpr int kColumnPitch = kTogether;
     static constexpr bool kInterleaved = kTogether > 1;
     static_assert(!kInterleaved || (kThreadChannels == 1 && !kSpreadsTaps));
+    static constexpr bool kWholeRows = kTakesWholeRows;
+    static_assert(!kWholeRows || (!kInterleaved && !kSpreadsTaps));
+    static constexpr bool kPadsColumns = kPaddingW > 0;
+    static constexpr bool kChecksRows = kWholeRows && kPaddingH > 0;
     static constexpr int kStages = kTileStages;
     static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
 
@@ -48,6 +52,7 @@ struct WeightGradient {
     static constexpr int kVector = 16 / sizeof(T);
     static constexpr int kLead =
         kInterleaved ? 0 : ((-kPaddingW % kVector) + kVector) % kVector;
+    static constexpr int kLeft = kLead - Columns::kFirst;  // columns before x's first
 };
 
 // What the host packs for one call. A bundle is kChannels input channels and `bundle_filters` filters
@@ -78,7 +83,7 @@ struct WeightCut {
     std::int64_t items;
 
     template <typename S>
-    static __host__ __device__ WeightCut of(const WeightProblem& problem) {
+    static WeightCut of(const WeightProblem& problem) {
         const auto parts = [](std::int64_t whole, std::int64_t part) {
             return static_cast<int>((whole + part - 1) / part);
         };
@@ -106,6 +111,14 @@ struct WeightCut {
     }
 };
 
+// Rows of the tile of dy: of a plane that is smaller than a part, whole rows hold only what there is.
+template <typename S>
+__host__ __device__ int y_tile_rows(const WeightProblem& problem) {
+    const auto rows = static_cast<int>(problem.part_size[0]);
+    const auto height = static_cast<int>(problem.y_size[0]);
+    return S::kWholeRows && height < rows ? height : rows;
+}
+
 // Shared memory of a block: totals in float64, then kStages times a tile of x and one of dy. While
 // sums are added up, the sums of all threads lie in the place of a stage. Sizes in elements of T.
 template <typename S>
@@ -121,7 +134,7 @@ struct WeightShared {
         const std::int64_t sums = kAtOnce * problem.threads * sizeof(float) / sizeof(T);
         totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
         y = static_cast<int>((x + 7) / 8 * 8);
-        const std::int64_t both = y + pairs * problem.part_size[0] * problem.y_row_pitch;
+        const std::int64_t both = y + pairs * y_tile_rows<S>(problem) * problem.y_row_pitch;
         stage = static_cast<int>(((both > sums ? both : sums) + 7) / 8 * 8);
     }
 };
@@ -166,34 +179,56 @@ struct Kept {
     using Columns = typename S::Columns;
     float sums[S::kValues] = {};
 
-    // Adds the products of one part of dy. `x` and `y` are the thread's corners of the tiles; `rows`
-    // and `columns` say how much of its tile of dy there is.
-    __device__ __forceinline__ void add(const T* x, int x_row_pitch, int x_plane_pitch, const T* y,
-                                        int y_row_pitch, int rows, int columns) {
+    // Adds the products of one part of dy. `y` is where the thread's tile of dy begins, of which there
+    // are `rows` and `columns`; `x` is where the source of its first element lies, row `first_row` of
+    // `height`.
+    __device__ __forceinline__ void add(const T* x, int x_row_pitch, int x_plane_pitch,
+                                        int first_row, int height, const T* y, int y_row_pitch,
+                                        int rows, int columns) {
+        if (rows >= Rows::kTile && columns >= Columns::kTile) {
+            add_part<true>(x, x_row_pitch, x_plane_pitch, first_row, height, y, y_row_pitch, rows,
+                           columns);
+        } else {
+            add_part<false>(x, x_row_pitch, x_plane_pitch, first_row, height, y, y_row_pitch, rows,
+                            columns);
+        }
+    }
+
+  private:
+    template <bool kIsWhole>
+    __device__ __forceinline__ void add_part(const T* x, int x_row_pitch, int x_plane_pitch,
+                                             int first_row, int height, const T* y,
+                                             int y_row_pitch, int rows, int columns) {
         constexpr int kPitch = S::kColumnPitch;
         Window<T, Axis<false, 1, 1, 0, 1, Columns::kTile>, 0, kPitch> upstream[Rows::kTile];
 #pragma unroll
         for (int t = 0; t < Rows::kTile; ++t) {
+            if (!kIsWhole && t >= rows) continue;
             upstream[t].load(y + t * y_row_pitch);
 #pragma unroll
             for (int u = 0; u < Columns::kTile; ++u) {
-                sums[S::kValues - 1] += upstream[t].at(u);  // zero outside of dy
+                if (kIsWhole || u < columns) sums[S::kValues - 1] += upstream[t].at(u);
             }
         }
 #pragma unroll
         for (int c = 0; c < S::kChannels; ++c) {
 #pragma unroll
             for (int row = 0; row < Rows::kExtent; ++row) {
+                const int source = Rows::kFirst + row;
+                if (S::kChecksRows && static_cast<unsigned>(first_row + source) >=
+                                          static_cast<unsigned>(height)) {
+                    continue;
+                }
                 Window<T, Columns, S::kLead, kPitch> window;
-                window.load(x + c * x_plane_pitch + row * x_row_pitch);
+                window.load(x + c * x_plane_pitch + source * x_row_pitch);
 #pragma unroll
                 for (int t = 0; t < Rows::kTile; ++t) {
-                    const int r = Rows::tap(t, Rows::kFirst + row);
+                    const int r = Rows::tap(t, source);
                     // Outside of dy nothing is added, for zero times infinity is not zero.
-                    if (r == Rows::kNone || t >= rows) continue;
+                    if (r == Rows::kNone || (!kIsWhole && t >= rows)) continue;
 #pragma unroll
                     for (int u = 0; u < Columns::kTile; ++u) {
-                        if (u >= columns) continue;
+                        if (!kIsWhole && u >= columns) continue;
 #pragma unroll
                         for (int s = 0; s < S::kS; ++s) {
                             sums[c * S::kTaps + r * S::kS + s] +=
@@ -331,11 +366,12 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem,
 // results go to their tensors at once.
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    weight_gradient(const WeightProblem problem, const typename S::Value* __restrict__ upstream,
+    weight_gradient(const WeightProblem problem, const WeightCut cut,
+                    const typename S::Value* __restrict__ upstream,
                     const typename S::Value* __restrict__ input,
                     typename S::Value* __restrict__ gradient,
                     typename S::Value* __restrict__ bias_gradient, double* __restrict__ partial,
-                    int x_run, int y_run) {
+                    RowPlan x_plan, RowPlan y_plan) {
     using T = typename S::Value;
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
@@ -345,7 +381,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const WeightShared<S> places(problem);
     auto* totals = shared_memory<double>();
     T* shared = reinterpret_cast<T*>(shared_memory<unsigned char>() + places.totals_bytes);
-    const WeightCut cut = WeightCut::of<S>(problem);
     const int split = static_cast<int>(blockIdx.x) / cut.sets;
     const int first_bundle =
         (static_cast<int>(blockIdx.x) - split * cut.sets) * static_cast<int>(problem.bundles);
@@ -371,17 +406,25 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int x_plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.x_rows) * x_row_pitch;
     const int y_rows = static_cast<int>(problem.part_size[0]);
     const int y_columns = static_cast<int>(problem.part_size[1]);
-    const int y_plane_pitch = S::kInterleaved ? 1 : y_rows * y_row_pitch;
-    const TileLoader<T, S::kInterleaved> x_loader(
-        TileShape{static_cast<int>(problem.bundles) * S::kChannels,
-                  static_cast<int>(problem.x_rows), static_cast<int>(problem.x_row_pitch),
-                  static_cast<int>(problem.x_size[0]), static_cast<int>(problem.x_size[1]),
-                  problem.x_strides[1], problem.x_strides[2], problem.x_strides[3], x_run});
-    const TileLoader<T, S::kInterleaved> y_loader(
-        TileShape{static_cast<int>(problem.bundles) * filters, y_rows,
-                  static_cast<int>(problem.y_row_pitch), static_cast<int>(problem.y_size[0]),
-                  static_cast<int>(problem.y_size[1]), problem.y_strides[1], problem.y_strides[2],
-                  problem.y_strides[3], y_run});
+    const int y_plane_pitch = S::kInterleaved ? 1 : y_tile_rows<S>(problem) * y_row_pitch;
+    const int height = static_cast<int>(problem.x_size[0]);
+    const auto loader_of = [&](int planes, int rows, int columns, const std::int64_t(&size)[2],
+                               const std::int64_t(&strides)[4], RowPlan plan) {
+        if constexpr (S::kWholeRows) {
+            return RowLoader<T>(static_cast<int>(size[1]), plan, strides[2], columns);
+        } else {
+            return TileLoader<T, S::kInterleaved>(TileShape{
+                planes, rows, columns, static_cast<int>(size[0]), static_cast<int>(size[1]),
+                strides[1], strides[2], strides[3], plan.run});
+        }
+    };
+    const auto x_loader = loader_of(static_cast<int>(problem.bundles) * S::kChannels,
+                                    static_cast<int>(problem.x_rows),
+                                    static_cast<int>(problem.x_row_pitch), problem.x_size,
+                                    problem.x_strides, x_plan);
+    const auto y_loader =
+        loader_of(static_cast<int>(problem.bundles) * filters, y_rows,
+                  static_cast<int>(problem.y_row_pitch), problem.y_size, problem.y_strides, y_plan);
 
     // Planes past a group's last channel or filter do not exist; a block then has one bundle.
     const auto bundle = cut.bundle<S>(problem, first_bundle);
@@ -391,20 +434,34 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         min(std::int64_t{bundles_here} * S::kChannels, problem.groups * problem.channels - first_channel));
     const int y_planes = static_cast<int>(
         min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
+    // The first row of x that a part of dy meets, and the first one in its tile's memory.
+    const auto first_row_of = [&](int y_row) { return y_row * S::kStrideH - Rows::kOffset; };
+    const auto first_row_at = [&](int y_row) {
+        return S::kWholeRows ? max(first_row_of(y_row), 0) : first_row_of(y_row);
+    };
     const auto load = [&](const Odometer<3>& item, T* stage) {
-        const int first_row = item.at[1] * y_rows, first_column = item.at[2] * y_columns;
-        const int x_row = first_row * S::kStrideH - Rows::kOffset;
-        const int x_column = first_column * S::kStrideW - Columns::kOffset - S::kLead;
-        x_loader.load(stage,
-                      input + item.at[0] * problem.x_strides[0] +
-                          first_channel * problem.x_strides[1] + x_row * problem.x_strides[2] +
-                          x_column * problem.x_strides[3],
-                      x_row, x_column, x_planes);
-        y_loader.load(stage + places.y,
-                      upstream + item.at[0] * problem.y_strides[0] +
-                          first_filter * problem.y_strides[1] + first_row * problem.y_strides[2] +
-                          first_column * problem.y_strides[3],
-                      first_row, first_column, y_planes);
+        const int y_row = item.at[1] * y_rows, y_column = item.at[2] * y_columns;
+        const int x_row = first_row_at(y_row);
+        const T* from_x = input + item.at[0] * problem.x_strides[0] +
+                          first_channel * problem.x_strides[1] + x_row * problem.x_strides[2];
+        const T* from_y = upstream + item.at[0] * problem.y_strides[0] +
+                          first_filter * problem.y_strides[1] + y_row * problem.y_strides[2];
+        if constexpr (S::kWholeRows) {
+            const int met_rows =
+                (static_cast<int>(problem.pair_threads[0]) - 1) * Rows::kAdvance + Rows::kExtent;
+            const int rows = min(first_row_of(y_row) + met_rows, height) - x_row;
+            x_loader.template load<S::kPadsColumns>(stage + S::kLeft, x_plane_pitch, from_x,
+                                                    problem.x_strides[1], x_planes, rows, S::kLeft);
+            const int rows_here = min(y_rows, static_cast<int>(problem.y_size[0]) - y_row);
+            y_loader.template load<false>(stage + places.y, y_plane_pitch, from_y,
+                                          problem.y_strides[1], y_planes, rows_here, 0);
+        } else {
+            const int x_column = y_column * S::kStrideW - Columns::kOffset - S::kLead;
+            x_loader.load(stage, from_x + x_column * problem.x_strides[3], x_row, x_column,
+                          x_planes);
+            y_loader.load(stage + places.y, from_y + y_column * problem.y_strides[3], y_row,
+                          y_column, y_planes);
+        }
     };
 
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
@@ -414,8 +471,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     int stage = 0, items_of_chain = 0;
     if (items > 0) load(next, shared);
     for (int done = 0; done < items; ++done) {
-        const int rows =
-            min(y_rows, static_cast<int>(problem.y_size[0]) - next.at[1] * y_rows);
+        const int y_row = next.at[1] * y_rows;
+        const int rows = min(y_rows, static_cast<int>(problem.y_size[0]) - y_row);
         const int columns =
             min(y_columns, static_cast<int>(problem.y_size[1]) - next.at[2] * y_columns);
         next.advance();
@@ -437,16 +494,18 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, rows, columns, my_row,
                          static_cast<int>(problem.pair_threads[0]));
                 if (bias_gradient != nullptr) {
-                    for (int i = of_pair; i < y_rows * y_row_pitch; i += pair_threads) {
+                    for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
                     }
                 }
             } else {
                 const int row = my_row * Rows::kTile, column = my_column * Columns::kTile;
-                mine.add(x_plane + my_row * Rows::kAdvance * x_row_pitch +
+                const int first_row = (y_row + row) * S::kStrideH;
+                mine.add(x_plane + (first_row - first_row_at(y_row)) * x_row_pitch +
                              my_column * Columns::kAdvance * pitch,
-                         x_row_pitch, x_plane_pitch, y_plane + row * y_row_pitch + column * pitch,
-                         y_row_pitch, rows - row, columns - column);
+                         x_row_pitch, x_plane_pitch, first_row, height,
+                         y_plane + row * y_row_pitch + column * pitch, y_row_pitch, rows - row,
+                         columns - column);
             }
         }
         if constexpr (!S::kSpreads) {
@@ -529,15 +588,22 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     const std::int64_t blocks = cut.sets * problem.splits;
     if (blocks > 0x7fffffff || cut.items > 0x7fffffff) return "depthwise: there are too many tiles";
     const WeightShared<S> places(problem);
-    const int x_run = longest_run<T>(input, S::kInterleaved ? problem.groups : problem.x_size[1],
-                                     problem.x_strides, S::kInterleaved);
-    const int y_run = longest_run<T>(upstream, S::kInterleaved ? problem.groups : problem.y_size[1],
-                                     problem.y_strides, S::kInterleaved);
+    const auto plan = [&](const T* tensor, const std::int64_t(&size)[2],
+                          const std::int64_t(&strides)[4], std::int64_t rows) {
+        const int run = longest_run<T>(tensor, S::kInterleaved ? problem.groups : size[1], strides,
+                                       S::kInterleaved);
+        return plan_rows(static_cast<int>(size[1]), run, static_cast<int>(rows),
+                         static_cast<int>(problem.threads));
+    };
+    const RowPlan x_plan = plan(input, problem.x_size, problem.x_strides,
+                                problem.x_rows * problem.bundles * S::kChannels);
+    const RowPlan y_plan = plan(upstream, problem.y_size, problem.y_strides,
+                                problem.part_size[0] * problem.bundles * problem.bundle_filters);
     const char* error =
         launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
                dim3(static_cast<unsigned>(problem.threads)),
-               places.totals_bytes + S::kStages * places.stage * sizeof(T), stream, problem,
-               upstream, input, gradient, bias_gradient, partial, x_run, y_run);
+               places.totals_bytes + S::kStages * places.stage * sizeof(T), stream, problem, cut,
+               upstream, input, gradient, bias_gradient, partial, x_plan, y_plan);
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
