@@ -23,9 +23,7 @@ NAME = "depthwise"
 LEAST_CAPABILITY = (8, 0)  # cp.async
 
 MOST_GROUP_CHANNELS = 7
-MOST_THREADS = 256
-# Least threads of a block, and stages, in the order in which they are tried.
-ATTEMPTS = ((128, 2), (128, 1), (32, 2), (32, 1))
+STAGES = (2, 1)  # tiles in shared memory at once
 MOST_CHANNELS_AT_ONCE = 8  # kChannels of Convolution
 SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPABILITY and newer
 MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
@@ -65,6 +63,7 @@ class Configuration:
         threads: of a block.
         blocks: of the grid.
         splits: weight gradient: parts that images and rows are cut into.
+        chain: weight gradient: parts of dy (or, if ``spreads``, rows) in one chain of additions.
         shared_bytes: of a block.
         workspace_bytes: of partial sums.
     """
@@ -85,6 +84,7 @@ class Configuration:
     threads: int
     blocks: int
     splits: int
+    chain: int
     shared_bytes: int
     workspace_bytes: int
 
@@ -175,18 +175,20 @@ def even_part(whole: int, most: int) -> int:
 def thread_tile(spec: ConvSpec) -> Pair:
     """(rows, columns) of a thread's tile.
 
-    Few taps: memory is the limit, and four neighbouring columns make loads of 16 bytes without bank
-    conflicts. Many taps: more columns share each tap that is loaded. An input gradient's tile holds
-    whole strides.
+    Four neighbouring columns make loads of 16 bytes without bank conflicts. Where there are more
+    taps than a thread keeps in registers, eight columns share each tap that is loaded. Seven rows
+    divide the planes of most networks with large filters. An input gradient's tile holds whole
+    strides.
     """
     taps = math.prod(spec.weight_shape[2:])
     if spreads_taps(spec):
         return SPREAD_TILE
     if spec.direction is Direction.GRAD_WEIGHT:
-        return (8 if taps <= 9 and spec.stride == (1, 1) else 4), 4
-    rows, columns = (8, 4) if taps <= 25 else (7, 8)
+        rows = 4 if taps <= 25 else 7
+        return min(rows, max(1, terms_of_a_chain(spec) // 4)), 4
+    rows, columns = (8, 4) if taps <= 25 else (7, 4) if taps <= MOST_KEPT_TAPS else (7, 8)
     if spec.direction is Direction.FORWARD and max(spec.stride) > 1:
-        rows, columns = 4, 4
+        rows, columns = (7, 2) if taps <= 25 else (4, 4)
     while rows > 2 and rows * columns * thread_filters(spec) > MOST_TILE:
         rows = -(-rows // 2)
     if spec.direction is Direction.GRAD_INPUT:
@@ -197,11 +199,24 @@ def thread_tile(spec: ConvSpec) -> Pair:
     return rows, columns
 
 
-def resident_blocks(spec: ConvSpec) -> int:
-    """Blocks of a multiprocessor: as many as a thread's sums leave registers for."""
+def block_of(spec: ConvSpec) -> tuple[int, int]:
+    """(most threads of a block, blocks that share a multiprocessor), as measured on an H200.
+
+    Together they say how many registers a thread has: 65536 over their product.
+    """
+    taps = math.prod(spec.weight_shape[2:])
+    has_narrow_groups = spec.weight_shape[1] > 1 or thread_filters(spec) > 1
     if spec.direction is Direction.GRAD_WEIGHT:
-        return 2
-    return 3 if math.prod(thread_tile(spec)) * thread_filters(spec) <= 32 else 2
+        if spreads_taps(spec):
+            return 256, 2
+        if has_narrow_groups:
+            return 128, 4
+        return (256, 3) if taps <= 9 else (128, 4) if taps <= 25 else (128, 3)
+    if has_narrow_groups:
+        return 256, 2
+    if taps <= 9 and spec.direction is Direction.FORWARD and spec.stride == (1, 1):
+        return 256, 2
+    return (128, 4) if taps <= MOST_KEPT_TAPS else (128, 3)
 
 
 def sums_by_row(spec: ConvSpec) -> bool:
@@ -249,7 +264,6 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
     sums, outputs = source_shape[1] // spec.groups, out_shape[1] // spec.groups
     channels = min(sums, MOST_CHANNELS_AT_ONCE)
     bundles_of_image = spec.groups * -(-outputs // filters)
-    resident = resident_blocks(spec)
     filter_row = -(-spec.weight_shape[3] * filters // 4) * 4
 
     def attempt(threads: int, stages: int, most_bundles: int) -> Configuration:
@@ -269,6 +283,9 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
         tiles = out_shape[0] * -(-bundles_of_image // bundles)
         for size, count, one in zip(out_shape[2:], thread_tiles, tile, strict=True):
             tiles *= -(-size // (count * one))
+        block_threads = -(-bundles * math.prod(thread_tiles) // 32) * 32
+        shared_bytes = stages * (tile_size + filter_size) * itemsize
+        resident = resident_blocks(spec, block_threads, shared_bytes)
         return Configuration(
             tile=tile,
             thread_filters=filters,
@@ -283,15 +300,16 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             part=(0, 0),
             source_size=source_size,
             upstream_columns=0,
-            threads=-(-bundles * math.prod(thread_tiles) // 32) * 32,
+            threads=block_threads,
             blocks=min(tiles, resident * multiprocessors),
             splits=1,
-            shared_bytes=stages * (tile_size + filter_size) * itemsize,
+            chain=0,
+            shared_bytes=shared_bytes,
             workspace_bytes=0,
         )
 
-    most_bundles = -(-out_shape[0] * bundles_of_image // (resident * multiprocessors))
-    return largest_that_fits(attempt, resident, most_bundles)
+    blocks = math.prod(block_of(spec)) // 128 * multiprocessors
+    return best_of(spec, attempt, -(-out_shape[0] * bundles_of_image // blocks))
 
 
 def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configuration:
@@ -306,7 +324,6 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
     one_bundle_each = filters >= group_filters and channels >= group_channels
     all_bundles = spec.groups * -(-group_filters // filters) * -(-group_channels // channels)
     tap_tiles = [-(-taps // one) for taps, one in zip(kernel_size, tile, strict=True)]
-    resident = resident_blocks(spec)
 
     def attempt(threads: int, stages: int, most_bundles: int) -> Configuration:
         if spreads:
@@ -347,15 +364,19 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         items = spec.input_shape[0] * math.prod(
             -(-size // one) for size, one in zip(spec.output_size, part, strict=True)
         )
-        outputs = math.prod(spec.weight_shape) + out_channels
-        fitting = MOST_WORKSPACE_BYTES // (8 * outputs)
-        splits = max(1, min(resident * multiprocessors // sets, items, fitting))
+        terms_at_once = SPREAD_RUN if spreads else math.prod(tile)
+        chain = max(1, terms_of_a_chain(spec) // terms_at_once)
         values = channels * math.prod(kernel_size) + 1
         totals = -(-bundles * filters * values * 8 // 16) * 16
         x = up_to_eights(bundles * channels * math.prod(source_size))
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
         y = bundles * filters * y_rows * upstream_columns
-        stage = up_to_eights(max(x + y, 8 * block_threads * 4 // itemsize))
+        stage = up_to_eights(max(x + y, 8 * block_threads * 8 // itemsize))
+        shared_bytes = totals + stages * stage * itemsize
+        resident = resident_blocks(spec, block_threads, shared_bytes)
+        outputs = math.prod(spec.weight_shape) + out_channels
+        fitting = MOST_WORKSPACE_BYTES // (8 * outputs)
+        splits = max(1, min(resident * multiprocessors // sets, items, fitting))
         return Configuration(
             tile=tile,
             thread_filters=channels,
@@ -373,35 +394,65 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             threads=block_threads,
             blocks=sets * splits,
             splits=splits,
-            shared_bytes=totals + stages * stage * itemsize,
+            chain=chain,
+            shared_bytes=shared_bytes,
             workspace_bytes=8 * splits * outputs if splits > 1 else 0,
         )
 
-    return largest_that_fits(attempt, resident, all_bundles)
+    blocks = math.prod(block_of(spec)) // 128 * multiprocessors
+    return best_of(spec, attempt, -(-spec.input_shape[0] * all_bundles // blocks))
 
 
-def largest_that_fits(
-    attempt: Callable[[int, int, int], Configuration], resident: int, most_bundles: int
-) -> Configuration:
-    """The largest block of which ``resident`` share a multiprocessor, with two stages if possible.
+def terms_of_a_chain(spec: ConvSpec) -> int:
+    """How many terms of a weight gradient are added in float32 before the sum is put by.
 
-    Where none fits, the one that takes the least shared memory.
+    A chain of n additions errs like the square root of n / 2 roundings. PyTorch adds the terms of a
+    tap in 256 chains and then pairwise, about 9 + terms / 512 in place of n / 2; half of that is
+    allowed here, so that the largest error stays below PyTorch's as well.
     """
-    limit = min(SHARED_BYTES, MULTIPROCESSOR_BYTES // resident - 1024)
+    terms = spec.input_shape[0] * math.prod(spec.output_size)
+    return 8 + terms // 512
+
+
+def resident_blocks(spec: ConvSpec, threads: int, shared_bytes: int) -> int:
+    """How many blocks share a multiprocessor: as registers and shared memory allow."""
+    by_registers = math.prod(block_of(spec)) // threads
+    by_memory = MULTIPROCESSOR_BYTES // (shared_bytes + 1024)
+    return max(1, min(by_registers, by_memory))
+
+
+def best_of(
+    spec: ConvSpec, attempt: Callable[[int, int, int], Configuration], most_bundles: int
+) -> Configuration:
+    """The block that keeps a multiprocessor busiest, of all that fit into shared memory.
+
+    What counts is the share of its threads that are at work; of the source rows that a block loads,
+    how many are its own; and, as measured on an H200, a tenth more for a second stage, a quarter
+    more for whole rows, and less for small blocks. Where none fits into shared memory, the block
+    that takes the least is returned.
+    """
+    most_threads, blocks = block_of(spec)
+    steps = spec.stride[0] if spec.direction is not Direction.GRAD_INPUT else 1 / spec.stride[0]
+
+    def score(one: Configuration) -> tuple[float, int]:
+        at_work = one.resident * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
+        own_rows = min(one.thread_tiles[0] * one.tile[0] * steps / one.source_size[0], 1)
+        value = min(at_work / (most_threads * blocks), 1) * (1 if one.spreads else own_rows)
+        value *= (1 + 0.1 * (one.stages - 1)) * (1.25 if one.whole_rows else 1)
+        return round(value * min(one.threads / 96, 1) ** 0.2, 3), one.threads
+
     tried = []
-    for least_threads, stages in ATTEMPTS:
-        threads = MOST_THREADS
-        while threads >= least_threads:
-            bundles = most_bundles
-            while bundles >= 1:
-                configuration = attempt(threads, stages, bundles)
-                if configuration.shared_bytes <= limit and configuration.threads >= least_threads:
-                    return configuration
-                tried.append(configuration)
-                bundles = min(bundles, configuration.bundles) // 2
-            threads //= 2
-    fitting = [one for one in tried if one.shared_bytes <= limit] or tried
-    return max(fitting, key=lambda one: -one.shared_bytes if fitting is tried else one.threads)
+    threads = most_threads
+    while threads >= 32:
+        bundles = most_bundles
+        while bundles >= 1:
+            tried += [attempt(threads, stages, bundles) for stages in STAGES]
+            bundles = min(bundles, tried[-1].bundles) // 2
+        threads //= 2
+    fitting = [one for one in tried if one.shared_bytes <= SHARED_BYTES]
+    if not fitting:
+        return min(tried, key=lambda one: one.shared_bytes)
+    return max(fitting, key=score)
 
 
 def cut_plane(size: Pair, tile: Pair, threads: int, together: int) -> Pair:
@@ -443,15 +494,16 @@ def tile_size_of(
     if together > 1:
         return down, across
     across = aligned_columns(columns, across, spec.dtype.itemsize)
+    vector = 16 // spec.dtype.itemsize
     if whole_rows:
         is_gradient = spec.direction is Direction.GRAD_INPUT
         _, _, height, width = spec.output_shape if is_gradient else spec.input_shape
-        vector = 16 // spec.dtype.itemsize
         left = columns.first % vector - columns.first
         across = max(across, -(-(left + width) // vector) * vector)
         if spec.weight_shape[2] > 1 if is_gradient else spec.padding[0] > 0:
             down = min(down, height)  # rows outside are skipped
-    return down, across
+    # An odd number of vectors: neighbouring rows begin in different banks.
+    return down, across + vector * (across // vector % 2 == 0)
 
 
 def aligned_columns(columns: Axis, reach: int, itemsize: int) -> int:
@@ -499,7 +551,8 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
             *(batch, spec.groups, group_channels, group_filters, *input_size, *spec.output_size),
             *(*spec.input_strides, *spec.output_strides, *strides),
             *(configuration.bundles, configuration.bundle_filters, *configuration.part),
-            *(*configuration.thread_tiles, configuration.splits, *configuration.source_size),
+            *(*configuration.thread_tiles, configuration.splits, configuration.chain),
+            *configuration.source_size,
             *(configuration.upstream_columns, configuration.threads),
         )
         return struct.pack(f"{len(numbers)}q", *numbers)

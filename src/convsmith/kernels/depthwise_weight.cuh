@@ -68,13 +68,13 @@ struct WeightProblem {
     std::int64_t part_size[2];        // rows and columns of dy that are in shared memory at once
     std::int64_t pair_threads[2];     // kept: threads down and across dy; spread: runs, tiles of taps
     std::int64_t splits;              // parts that images and rows are cut into
+    std::int64_t chain;  // between two compensated additions: kept, parts of dy; spread, rows of dy
     std::int64_t x_rows, x_row_pitch;  // of the tile of x in shared memory: rows, and columns
     std::int64_t y_row_pitch;          // columns of the tile of dy
     std::int64_t threads;              // of a block
 };
 
-constexpr int kAtOnce = 8;            // sums of a thread that are added up together
-constexpr int kItemsOfOneChain = 32;  // parts of dy between two additions in float64
+constexpr int kAtOnce = 8;  // sums of a thread that are added up together
 
 // How the work is cut, in numbers of parts.
 struct WeightCut {
@@ -131,7 +131,7 @@ struct WeightShared {
         const std::int64_t pairs = problem.bundles * problem.bundle_filters;
         const std::int64_t x =
             problem.bundles * S::kChannels * problem.x_rows * problem.x_row_pitch;
-        const std::int64_t sums = kAtOnce * problem.threads * sizeof(float) / sizeof(T);
+        const std::int64_t sums = kAtOnce * problem.threads * sizeof(double) / sizeof(T);
         totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
         y = static_cast<int>((x + 7) / 8 * 8);
         const std::int64_t both = y + pairs * y_tile_rows<S>(problem) * problem.y_row_pitch;
@@ -139,33 +139,34 @@ struct WeightShared {
     }
 };
 
-// Adds the sums of all threads of a pair to its totals in float64, in a fixed order, and clears them.
-// A pair's threads are `step` apart, and begin `pair_step` after those of the pair before.
+// Adds up the sums of all threads of a pair in float64, in a fixed order. A thread holds each of them as
+// a rounded total and what rounding lost. A pair's threads are `step` apart, and begin `pair_step`
+// after those of the pair before.
 template <int kCount>
-__device__ void add_to_totals(float (&sums)[kCount], float* scratch, double* totals, int pairs,
-                              int pair_threads, int pair_step, int step) {
+__device__ void add_threads(const float (&rounded)[kCount], const float (&lost)[kCount],
+                            double* scratch, double* totals, int pairs, int pair_threads,
+                            int pair_step, int step) {
+    constexpr int kWarp = 32;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 #pragma unroll
     for (int first = 0; first < kCount; first += kAtOnce) {
-        constexpr int kWarp = 32;
         const int count = kCount - first < kAtOnce ? kCount - first : kAtOnce;
         __syncthreads();  // nobody reads what is in the place of the scratch any more
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
             if (i >= count) continue;
-            scratch[i * threads + thread] = sums[first + i];
-            sums[first + i] = 0;
+            scratch[i * threads + thread] = double{rounded[first + i]} + double{lost[first + i]};
         }
         __syncthreads();
         for (int task = thread / kWarp; task < count * pairs; task += threads / kWarp) {
             const int i = task % count, pair = task / count;
-            const float* parts = scratch + i * threads + pair * pair_step;
+            const double* parts = scratch + i * threads + pair * pair_step;
             double total = 0;
             for (int t = thread % kWarp; t < pair_threads; t += kWarp) total += parts[t * step];
             for (int mask = kWarp / 2; mask > 0; mask /= 2) {
                 total += ptx::shuffle_xor(total, mask);
             }
-            if (thread % kWarp == 0) totals[pair * kCount + first + i] += total;
+            if (thread % kWarp == 0) totals[pair * kCount + first + i] = total;
         }
     }
     __syncthreads();
@@ -178,6 +179,13 @@ struct Kept {
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
     float sums[S::kValues] = {};
+    float totals[S::kValues] = {};
+
+    // Ends a chain of additions: what the sums hold goes to the totals, without loss.
+    __device__ __forceinline__ void end_chain() {
+#pragma unroll
+        for (int i = 0; i < S::kValues; ++i) add_compensated(totals[i], sums[i]);
+    }
 
     // Adds the products of one part of dy. `y` is where the thread's tile of dy begins, of which there
     // are `rows` and `columns`; `x` is where the source of its first element lies, row `first_row` of
@@ -252,6 +260,17 @@ struct Spread {
     float totals[Rows::kTile][Columns::kTile] = {};
     float bias = 0;
 
+    // Adds the products of one part of dy, of whose runs of columns this thread takes every `runs`th;
+    // `chain` rows of a run are one chain of additions.
+    __device__ __forceinline__ void add(const T* x, int x_row_pitch, const T* y, int y_row_pitch,
+                                        int rows, int columns, int first_run, int runs, int chain) {
+        for (int row = 0; row < rows; row += chain) {
+            add_rows(x + row * S::kStrideH * x_row_pitch, x_row_pitch, y + row * y_row_pitch,
+                     y_row_pitch, min(chain, rows - row), columns, first_run, runs);
+        }
+    }
+
+  private:
     // Adds the products of kColumns neighbouring columns of dy, at all its rows.
     template <typename XWindow, int kColumns>
     __device__ __forceinline__ void add_columns(const T* x, int x_row_pitch, const T* y,
@@ -278,9 +297,9 @@ struct Spread {
         }
     }
 
-    // Adds the products of one part of dy, of whose runs of columns this thread takes every `runs`th.
-    __device__ __forceinline__ void add(const T* x, int x_row_pitch, const T* y, int y_row_pitch,
-                                        int rows, int columns, int first_run, int runs) {
+    __device__ __forceinline__ void add_rows(const T* x, int x_row_pitch, const T* y,
+                                             int y_row_pitch, int rows, int columns, int first_run,
+                                             int runs) {
         using One = Axis<false, 1, S::kDilationW, Columns::kOffset, S::kStrideW, Columns::kTile>;
         for (int q = first_run * S::kRun; q < columns; q += runs * S::kRun) {
             if (q + S::kRun <= columns) {
@@ -303,7 +322,7 @@ struct Spread {
 
 // Adds the totals that the threads of a bundle hold of the same taps, in a fixed order.
 template <typename S>
-__device__ void add_spread(Spread<S>& mine, float* scratch, double* totals, int bundles, int runs) {
+__device__ void add_spread(Spread<S>& mine, double* scratch, double* totals, int bundles, int runs) {
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
     constexpr int kTiles = S::kTapRows * S::kTapColumns;
@@ -313,7 +332,7 @@ __device__ void add_spread(Spread<S>& mine, float* scratch, double* totals, int 
         __syncthreads();
 #pragma unroll
         for (int s = 0; s < Columns::kTile; ++s) {
-            scratch[s * threads + thread] = mine.totals[t][s];
+            scratch[s * threads + thread] = double{mine.totals[t][s]} + double{mine.sums[t][s]};
         }
         __syncthreads();
         for (int task = thread; task < bundles * kTiles * Columns::kTile; task += threads) {
@@ -389,7 +408,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const auto items = static_cast<int>(cut.items * (split + 1) / problem.splits) - first_item;
     const int filters = static_cast<int>(problem.bundle_filters);
     const int pairs = bundles_here * filters;
-    for (int i = thread; i < pairs * S::kValues; i += threads) totals[i] = 0;
 
     // A thread's place: a pair of a bundle and a filter, and there its tile.
     const int pair_threads = static_cast<int>(problem.pair_threads[0] * problem.pair_threads[1]);
@@ -468,7 +486,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     Mine mine;
     const int extents[3] = {static_cast<int>(problem.images), cut.bands[0], cut.bands[1]};
     Odometer<3> next(extents, first_item, 1);
-    int stage = 0, items_of_chain = 0;
+    const int chain = static_cast<int>(problem.chain);
+    int stage = 0, parts_of_chain = 0;
     if (items > 0) load(next, shared);
     for (int done = 0; done < items; ++done) {
         const int y_row = next.at[1] * y_rows;
@@ -492,7 +511,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     x_plane + my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, rows, columns, my_row,
-                         static_cast<int>(problem.pair_threads[0]));
+                         static_cast<int>(problem.pair_threads[0]), chain);
                 if (bias_gradient != nullptr) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
@@ -509,10 +528,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             }
         }
         if constexpr (!S::kSpreads) {
-            if (++items_of_chain == kItemsOfOneChain || done + 1 == items) {
-                add_to_totals(mine.sums, reinterpret_cast<float*>(x_tile), totals, pairs,
-                              pair_threads, S::kInterleaved ? 1 : pair_threads, pitch);
-                items_of_chain = 0;
+            if (++parts_of_chain == chain) {
+                mine.end_chain();
+                parts_of_chain = 0;
             }
         }
         if (S::kStages == 1 && done + 1 < items) {
@@ -520,11 +538,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             load(next, shared);
         }
     }
+    auto* scratch = reinterpret_cast<double*>(shared);
     if constexpr (S::kSpreads) {
-        add_spread(mine, reinterpret_cast<float*>(shared), totals, bundles_here,
-                   static_cast<int>(problem.pair_threads[0]));
+        add_spread(mine, scratch, totals, bundles_here, static_cast<int>(problem.pair_threads[0]));
+    } else {
+        add_threads(mine.totals, mine.sums, scratch, totals, pairs, pair_threads,
+                    S::kInterleaved ? 1 : pair_threads, pitch);
     }
-    __syncthreads();
 
     // Hand the totals on.
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
