@@ -8,25 +8,57 @@ from __future__ import annotations
 
 import math
 
-from convsmith.roofline import Ceilings
+from convsmith.roofline import TENSOR_CORE_CHANNELS, Ceilings
 from convsmith.spec import ConvSpec, Direction, Precision
+
+_FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
+_H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
 
 
 def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
     """PyTorch's time for ``spec`` in milliseconds, and how it comes about, in a few words."""
     traffic_ms = spec.bytes_moved / (ceilings.copy_TBps * 1e9)
     giga_operations = spec.operations / 1e9
-    if spec.is_depthwise:
-        return 2 * traffic_ms, "depthwise, at best half the rate of memory"
+    if spec.is_depthwise and spec.precision is not Precision.FLOAT64:
+        compute_ms = _depthwise_ms(spec) * _H200_FP32_TFLOPS / ceilings.fp32_TFLOPs
+        begin_ms = 0.012 if spec.direction is Direction.GRAD_WEIGHT else 0.004
+        return begin_ms + max(1.1 * traffic_ms, compute_ms), "depthwise, a thread an output"
     if spec.precision is Precision.FLOAT64:
         compute_ms = giga_operations / ceilings.fp32_TFLOPs
         return max(traffic_ms, compute_ms), "float64 on tensor cores, at their rate"
     if spec.precision is not Precision.FLOAT32:
-        compute_ms = giga_operations / (0.85 * ceilings.tf32_TFLOPs)
-        return max(traffic_ms, compute_ms), "cuDNN on tensor cores"
+        channels = spec.in_channels // spec.groups
+        narrow = spec.groups > 1 and channels < TENSOR_CORE_CHANNELS
+        share = 0.005 * channels if narrow else 0.85
+        compute_ms = giga_operations / (share * ceilings.tf32_TFLOPs)
+        how = "cuDNN on tensor cores, hardly filled" if narrow else "cuDNN on tensor cores"
+        return max(traffic_ms, compute_ms), how
     share, algorithm = _cudnn_float32_share(spec)
     compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
     return max(traffic_ms, compute_ms), f"cuDNN, {algorithm}"
+
+
+def _depthwise_ms(spec: ConvSpec) -> float:
+    """PyTorch's own depthwise kernels: a time per position and one per tap, at the least seen.
+
+    They are bound by instructions, so they take as long in half precision, except where cuDNN has a
+    kernel: 3x3 in float16, and channels_last.
+    """
+    taps = math.prod(spec.kernel_size)
+    positions = math.prod(spec.output_shape)
+    if spec.direction is Direction.GRAD_INPUT:
+        positions = math.prod(spec.input_shape)
+    if spec.is_channels_last:
+        per_position = (0.26 if spec.precision in _FLOAT32_CLASSES else 0.14) * taps
+    elif spec.direction is Direction.GRAD_WEIGHT:
+        per_position = 4 + 1.1 * taps
+    elif spec.precision is Precision.FLOAT16 and taps == 9:
+        per_position = 2.3
+    elif spec.direction is Direction.FORWARD:
+        per_position = 7 + 0.24 * taps
+    else:
+        per_position = 8 + 0.35 * taps
+    return positions * per_position * 1e-9
 
 
 def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
@@ -34,8 +66,9 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     taps = math.prod(spec.kernel_size)
     plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
     if spec.groups > 1:
-        shares = {Direction.FORWARD: 0.057, Direction.GRAD_INPUT: 0.04, Direction.GRAD_WEIGHT: 0.05}
-        return shares[spec.direction], "grouped"
+        shares = {Direction.FORWARD: 0.057, Direction.GRAD_INPUT: 0.04, Direction.GRAD_WEIGHT: 0.08}
+        channels = spec.in_channels // spec.groups
+        return shares[spec.direction] * max(channels / 4, 1), "grouped"
     if taps == 1:
         return 0.65, "a matrix product"
     if taps <= 9 and plain:

@@ -31,16 +31,32 @@ def load(problem: Path, folder: Path) -> ModuleType:
 
 
 def convolutions() -> dict[str, ConvSpec]:
-    """A convolution for each family to compute, in every direction and dtype, by its name."""
-    return {
+    """A convolution for each family to compute, in every direction and dtype, by its name.
+
+    And one for each other kind of kernel of the depthwise family, in every direction.
+    """
+    x, ones = torch.empty(2, 64, 9, 12), (1, 1)
+    kinds = {
+        "channels_last": (x.to(memory_format=torch.channels_last), torch.empty(64, 1, 3, 3)),
+        "narrow_groups": (x, torch.empty(96, 2, 3, 3)),
+        "large_filter": (x, torch.empty(64, 1, 9, 9)),
+    }
+    others = {
+        f"{name}-{direction.value}": ConvSpec.of(
+            direction, x, weight, True, (2, 1), (4, 4), ones, 64 // weight.shape[1]
+        )
+        for name, (x, weight) in kinds.items()
+        for direction in Direction
+    }
+    return others | {
         f"{name}-{direction.value}-{str(dtype).removeprefix('torch.')}": ConvSpec.of(
             direction,
             torch.empty(2, 64, 9, 12, dtype=dtype),
             torch.empty(64, 64 // groups, 3, 3, dtype=dtype),
             True,
-            (1, 1),
-            (1, 1),
-            (1, 1),
+            ones,
+            ones,
+            ones,
             groups,
         )
         for name, groups in (("dense", 1), ("depthwise", 64))
@@ -75,6 +91,11 @@ class Simulation:
     def __init__(self) -> None:
         self.kernels: list[str] = []
         self.launches: list[str] = []
+
+    @property
+    def families(self) -> set[str]:
+        """The families of the kernels."""
+        return {name.split("_")[1] for name in self.kernels}
 
     def load_inline(self, name: str, cpp_sources: Any, cuda_sources: Any, **options: Any) -> Any:
         kernel = simulated_load_inline(name, cpp_sources, cuda_sources, **options)
@@ -135,10 +156,16 @@ def assert_close(ours: Tensor, exact: Tensor, unit: float = 2**-24) -> None:
     assert error <= 32 * unit * exact.abs().max(), f"{error} of {exact.abs().max()}"
 
 
-def assert_same_step(model: nn.Module, new: nn.Module, x: Tensor, unit: float = 2**-24) -> None:
+def assert_same_step(
+    model: nn.Module,
+    new: nn.Module,
+    x: Tensor,
+    unit: float = 2**-24,
+    call: Callable[[nn.Module, Tensor], Tensor] | None = None,
+) -> None:
     """Results and gradients of ModelNew next to Model's in float64, and laid out as Model's."""
-    exact = step(copy.deepcopy(model).double(), x.double())
-    theirs, ours = step(model, x), step(new, x)
+    exact = step(copy.deepcopy(model).double(), x.double(), call)
+    theirs, ours = step(model, x, call), step(new, x, call)
     assert theirs.keys() == ours.keys()
     for name, result in ours.items():
         assert result.dtype == theirs[name].dtype

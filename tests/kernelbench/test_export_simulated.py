@@ -25,11 +25,13 @@ from exported import (
 from torch import Tensor, nn
 from torch.autograd import forward_ad
 
+import convsmith
 from convsmith.jit import simulator
 from convsmith.jit.simulator import Buffer
 from convsmith.kernels.source import KernelSource
 
 PROBLEM = {problem.stem: problem for problem in PROBLEMS}
+DEPTHWISE = [problem for problem in EXAMPLES if problem.stem[:2] in ("82", "83", "84", "85")]
 STEP = {"forward", "grad_input", "grad_weight"}
 
 
@@ -65,6 +67,18 @@ def test_examples_with_their_own_channels(problem: Path, run: Callable) -> None:
     assert_same_step(model, new, small_input(model))
     convolutions = sum(isinstance(layer, nn.Conv2d) for layer in model.modules())
     assert len(simulation.launches) == 3 * convolutions
+    assert set(simulation.launches) == STEP
+    assert problem not in DEPTHWISE or simulation.families == {"depthwise"}
+
+
+@pytest.mark.parametrize("problem", DEPTHWISE, ids=lambda problem: problem.stem)
+def test_depthwise_examples_in_channels_last(problem: Path, run: Callable) -> None:
+    """The upstream gradient too."""
+    module, simulation = run(problem)
+    model, new = twins(module, *module.get_init_inputs())
+    x = small_input(model).to(memory_format=torch.channels_last)
+    assert_same_step(model, new, x, call=lambda either, x: either(x).permute(0, 2, 3, 1))
+    assert simulation.families == {"depthwise"}
     assert set(simulation.launches) == STEP
 
 
@@ -376,8 +390,9 @@ def test_compiled_and_traced(layer: tuple[ModuleType, Simulation]) -> None:
 # ---- The simulator
 
 
+@pytest.mark.parametrize("groups", [1, 2], ids=["direct", "depthwise"])
 def test_operands_have_exactly_their_sizes(
-    layer: tuple[ModuleType, Simulation], monkeypatch: pytest.MonkeyPatch
+    groups: int, layer: tuple[ModuleType, Simulation], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Bytes and rights of what a kernel may touch, in the order of its addresses."""
     seen: list[list[tuple[int, bool] | None]] = []
@@ -388,16 +403,25 @@ def test_operands_have_exactly_their_sizes(
         run(source, problem, buffers)
 
     monkeypatch.setattr(simulator, "run", recorded)
-    module, _ = layer
-    _, new = twins(module, 2, 6, 1, groups=2)
+    module, simulation = layer
+    _, new = twins(module, 2, 6, 1, groups=groups)
     x = torch.randn(4, 3, 20, 30)[:, 1:].requires_grad_()
     output = new(x)
     output.backward(torch.randn(4, 6, 20, 60)[..., ::2])
+    family = "direct" if groups == 1 else "depthwise"
+    assert simulation.families == {family}
     read, written = False, True
     x_bytes, y_bytes = 4 * (3 * 1800 + 1200), 4 * 4 * 6 * 600
     upstream = (2 * y_bytes - 4, read)
-    w, b = 4 * 6, 4 * 6
-    partial = 4 * (w + b)  # 2400 terms in four parts
+    w, b = 4 * 6 * 2 // groups, 4 * 6
+    partial = 4 * (w + b)  # direct: 2400 terms in four parts
+    if family == "depthwise":  # in float64, and in as many parts as the library would take
+        with convsmith.simulator():
+            plan = convsmith.plan(
+                x, new.conv.weight, new.conv.bias, groups=groups, direction="grad_weight"
+            )
+        partial = plan.workspace_bytes
+        assert partial % (2 * (w + b)) == 0
     assert seen == [
         [(x_bytes, read), (w, read), (b, read), (y_bytes, written)],
         [upstream, (w, read), (4 * 4 * 1200, written)],

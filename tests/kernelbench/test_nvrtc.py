@@ -1,8 +1,8 @@
 """The device code of exported files compiles with CUDA 12.1, the oldest that they promise to take.
 
 NVRTC 12.1 is the compiler of that release as a library, which needs neither nvcc nor a GPU. It has
-no host compiler beside it: what little of the standard library and of the CUDA runtime the host
-part of the source names is declared here, and -default-device makes it compile that part too.
+no host compiler beside it: what little of the standard library and of the CUDA runtime the source
+names is declared here, and -default-device makes it compile the host part too.
 """
 
 from __future__ import annotations
@@ -27,6 +27,16 @@ HEADERS = {
         using uint32_t = unsigned;
         using uint16_t = unsigned short;
         using uintptr_t = unsigned long;
+        }
+    """,
+    "type_traits": """
+        namespace std {
+        template <bool, typename First, typename>
+        struct conditional { using type = First; };
+        template <typename First, typename Second>
+        struct conditional<false, First, Second> { using type = Second; };
+        template <bool kFirst, typename First, typename Second>
+        using conditional_t = typename conditional<kFirst, First, Second>::type;
         }
     """,
     "cuda_runtime.h": """

@@ -86,7 +86,7 @@ def exported_text(problem: Path) -> str:
         planning_types=definitions_of(spec, _TYPES),
         planning_functions=carried(definitions_of(spec, _FUNCTIONS)),
         planning_families=carried("\n\n\n".join(map(family_function, FAMILIES.values()))),
-        families=", ".join(f"{name}_family()" for name in FAMILIES),
+        families="\n".join(f"    {name}_family()," for name in FAMILIES),
     )
     code = _with_names_of_its_own(code, own_code)
     return Template(code).substitute(

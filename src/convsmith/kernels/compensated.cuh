@@ -10,9 +10,9 @@ template <typename Accumulator>
 constexpr Accumulator kLargestLoss =
     static_cast<Accumulator>(sizeof(Accumulator) == 8 ? 0x1p972 : 0x1p105);
 
-// Adds `sum` to `total` and leaves in `sum` what rounding lost of it, with which the next sum begins
-// (Dekker's Fast2Sum). fmax only replaces the NaN that an infinite sum loses, by something too small
-// to matter to it.
+// Adds `sum` to `total` and leaves in `sum` what rounding lost of it, with which the next sum
+// begins (Dekker's Fast2Sum). fmax only replaces the NaN that an infinite sum loses, by something
+// too small to matter to it.
 template <typename Accumulator>
 __device__ __forceinline__ void add_compensated(Accumulator& total, Accumulator& sum) {
     const Accumulator before = total;

@@ -5,13 +5,18 @@
 //   weight gradient  dw[k,c,r,s] =        sum_{n,p,q} dy[n,k,p,q] * x[n, c, h(p,r), w(q,s)]
 //   with h(p,r) = p * stride_h - padding_h + r * dilation_h, and likewise for w.
 //
-// A block brings a tile of whole rows with its halo into shared memory, so that each element crosses
-// the memory bus once. Each thread slides down the rows: it keeps a window of one source row in
-// registers and adds its products to a small tile of outputs, all in float32.
+// A block brings a tile of whole rows with its halo into shared memory, so that each element
+// crosses the memory bus once. Each thread slides down the rows: it keeps a window of one source
+// row in registers and adds its products to a small tile of outputs, all in float32.
 //
-// depthwise_axis.cuh says which source and which tap make which output; depthwise_convolve.cuh holds
-// the kernel of the forward and of the input gradient; depthwise_weight.cuh those of the weight
-// gradient. This file launches them.
+//   depthwise_axis.cuh      which source and which tap make which output
+//   depthwise_tile.cuh      tensors on their way to shared memory
+//   depthwise_thread.cuh    what a thread does with a tile: the sums of some outputs
+//   depthwise_store.cuh     outputs on their way to a tensor
+//   depthwise_convolve.cuh  the kernel of the forward and of the input gradient
+//   depthwise_kept.cuh      a thread's sums of a weight gradient of few taps
+//   depthwise_spread.cuh    and of many taps
+//   depthwise_weight.cuh    the kernels of the weight gradient
 #pragma once
 
 #include "depthwise_convolve.cuh"

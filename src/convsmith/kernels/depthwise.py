@@ -15,8 +15,8 @@ from dataclasses import dataclass
 
 import torch
 
+from convsmith.kernels.depthwise_times import predicted_ms as predicted_ms
 from convsmith.kernels.source import KernelSource, render
-from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction, Pair, Shape, strides_like_channels_last
 
 NAME = "depthwise"
@@ -63,7 +63,7 @@ class Configuration:
         threads: of a block.
         blocks: of the grid.
         splits: weight gradient: parts that images and rows are cut into.
-        chain: weight gradient: parts of dy (or, if ``spreads``, rows) in one chain of additions.
+        chain: weight gradient: parts (rows, if ``spreads``) of dy in one chain of additions.
         shared_bytes: of a block.
         workspace_bytes: of partial sums.
     """
@@ -91,24 +91,11 @@ class Configuration:
 
 @dataclass(frozen=True)
 class Axis:
-    """``Axis`` of depthwise_axis.cuh: the sources that ``tile`` outputs meet along one axis."""
+    """The sources that a thread's tile meets along one axis, as in depthwise_axis.cuh."""
 
-    scale: int
     first: int
     extent: int
     advance: int
-
-    @classmethod
-    def of(
-        cls, is_gradient: bool, taps: int, stride: int, padding: int, dilation: int, tile: int
-    ) -> Axis:
-        """The axis of a forward convolution, or of an input gradient."""
-        scale, step = (stride, 1) if is_gradient else (1, stride)
-        offset = -padding if is_gradient else padding
-        span = (taps - 1) * (-dilation if is_gradient else dilation)
-        first = -((offset - min(span, 0)) // scale)
-        last = (step * (tile - 1) + max(span, 0) - offset) // scale
-        return cls(scale, first, max(last - first + 1, 1), step * tile // scale)
 
 
 def obstacle(spec: ConvSpec) -> str | None:
@@ -120,6 +107,9 @@ def obstacle(spec: ConvSpec) -> str | None:
         return f"its groups have {group_channels} channels, more than {MOST_GROUP_CHANNELS}"
     if spec.groups == 1 and group_channels > 1:
         return "it has a single group"
+    steps = zip(spec.weight_shape, spec.weight_strides, strict=True)
+    if sum((size - 1) * step for size, step in steps) >= 2**31:
+        return "its filters lie too far apart for offsets of 32 bits"
     if spec.direction is not Direction.GRAD_WEIGHT and math.prod(thread_tile(spec)) > MOST_TILE:
         return f"a stride of {spec.stride} spreads its gradient too thin"
     window = columns_of(spec, thread_tile(spec)[1])
@@ -151,14 +141,19 @@ def columns_of(spec: ConvSpec, tile_columns: int) -> Axis:
 def _axis_of(spec: ConvSpec, axis: int, tile: int) -> Axis:
     taps, stride = spec.weight_shape[2 + axis], spec.stride[axis]
     padding, dilation = spec.padding[axis], spec.dilation[axis]
-    if spreads_taps(spec):
-        return Axis.of(False, SPREAD_RUN if axis else 1, dilation, padding, stride, tile)
+    if spreads_taps(spec):  # the tile is of taps, and a run of dy takes the taps' place
+        taps, stride, dilation = SPREAD_RUN if axis else 1, dilation, stride
     is_gradient = spec.direction is Direction.GRAD_INPUT
-    return Axis.of(is_gradient, taps, stride, padding, dilation, tile)
+    scale, step = (stride, 1) if is_gradient else (1, stride)
+    offset = -padding if is_gradient else padding
+    span = (taps - 1) * (-dilation if is_gradient else dilation)
+    first = -((offset - min(span, 0)) // scale)
+    last = (step * (tile - 1) + max(span, 0) - offset) // scale
+    return Axis(first, max(last - first + 1, 1), step * tile // scale)
 
 
 def thread_filters(spec: ConvSpec) -> int:
-    """Filters of a thread that share its window; in a weight gradient, channels that share dy."""
+    """Filters of a thread, on one window; in a weight gradient, channels that share dy."""
     out_channels, group_channels, *kernel_size = spec.weight_shape
     if spec.direction is Direction.GRAD_WEIGHT:
         fitting = 1 if spreads_taps(spec) else MOST_KEPT_TAPS // math.prod(kernel_size)
@@ -168,24 +163,25 @@ def thread_filters(spec: ConvSpec) -> int:
 
 
 def even_part(whole: int, most: int) -> int:
-    """The size of the parts, ``most`` at most, when ``whole`` is cut into as few as possible."""
+    """The size of the parts, ``most`` at most, if ``whole`` is cut into as few as possible."""
     return -(-whole // -(-whole // most))
 
 
 def thread_tile(spec: ConvSpec) -> Pair:
     """(rows, columns) of a thread's tile.
 
-    Four neighbouring columns make loads of 16 bytes without bank conflicts. Where there are more
-    taps than a thread keeps in registers, eight columns share each tap that is loaded. Seven rows
-    divide the planes of most networks with large filters. An input gradient's tile holds whole
-    strides.
+    Four neighbouring columns make loads of 16 bytes without bank conflicts. Where there are
+    more taps than a thread keeps in registers, eight columns share each tap that is loaded.
+    Seven rows divide the planes of most networks with large filters. An input gradient's tile
+    holds whole strides.
     """
     taps = math.prod(spec.weight_shape[2:])
     if spreads_taps(spec):
         return SPREAD_TILE
     if spec.direction is Direction.GRAD_WEIGHT:
         rows = 4 if taps <= 25 else 7
-        return min(rows, max(1, terms_of_a_chain(spec) // 4)), 4
+        columns = 2 if taps > 25 and spec.output_shape[3] <= 16 else 4
+        return min(rows, max(1, terms_of_a_chain(spec) // 4)), columns
     rows, columns = (8, 4) if taps <= 25 else (7, 4) if taps <= MOST_KEPT_TAPS else (7, 8)
     if spec.direction is Direction.FORWARD and max(spec.stride) > 1:
         rows, columns = (7, 2) if taps <= 25 else (4, 4)
@@ -214,15 +210,20 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
         return (256, 3) if taps <= 9 else (128, 4) if taps <= 25 else (128, 3)
     if has_narrow_groups:
         return 256, 2
-    if taps <= 9 and spec.direction is Direction.FORWARD and spec.stride == (1, 1):
+    if taps <= 9 and max(spec.stride) > 1:
+        return (224, 4) if spec.direction is Direction.GRAD_INPUT else (128, 5)
+    if taps <= 9 and spec.dtype.itemsize == 2:
+        return 256, 4
+    if taps <= 9 and spec.direction is Direction.FORWARD:
         return 256, 2
     return (128, 4) if taps <= MOST_KEPT_TAPS else (128, 3)
 
 
 def sums_by_row(spec: ConvSpec) -> bool:
-    """Whether each filter row is summed by itself: where so many terms would err more than cuDNN.
+    """Whether each filter row is summed by itself.
 
-    With one channel a group there is a single chain of additions, as in PyTorch's own kernels.
+    It is where so many terms would err more than cuDNN. With one channel a group there is a
+    single chain of additions, as in PyTorch's own kernels.
     """
     _, group_channels, *kernel_size = spec.weight_shape
     terms = computed(spec)[0][1] // spec.groups * math.prod(kernel_size)
@@ -230,7 +231,7 @@ def sums_by_row(spec: ConvSpec) -> bool:
 
 
 def planes_together(spec: ConvSpec) -> int:
-    """How many planes of channels_last tensors lie interleaved in a tile; 1 where planes are apart.
+    """How many planes of channels_last tensors lie interleaved in a tile; 1 if they are apart.
 
     Interleaved, a warp reads neighbouring channels; this needs one filter for each channel.
     """
@@ -269,7 +270,7 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
     def attempt(threads: int, stages: int, most_bundles: int) -> Configuration:
         thread_tiles = cut_plane(out_shape[2:], tile, threads, together)
         bundles = together
-        if together == 1 and filters >= outputs:
+        if together == 1 and filters >= outputs and sums <= MOST_CHANNELS_AT_ONCE:
             fitting = min(threads // math.prod(thread_tiles), most_bundles, bundles_of_image)
             bundles = even_part(bundles_of_image, max(1, fitting))
         whole_rows = takes_whole_rows(spec, columns, thread_tiles[1] * tile[1])
@@ -406,9 +407,9 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
 def terms_of_a_chain(spec: ConvSpec) -> int:
     """How many terms of a weight gradient are added in float32 before the sum is put by.
 
-    A chain of n additions errs like the square root of n / 2 roundings. PyTorch adds the terms of a
-    tap in 256 chains and then pairwise, about 9 + terms / 512 in place of n / 2; half of that is
-    allowed here, so that the largest error stays below PyTorch's as well.
+    A chain of n additions errs like the square root of n / 2 roundings. PyTorch adds the terms
+    of a tap in 256 chains and then pairwise, about 9 + terms / 512 in place of n / 2; half of
+    that is allowed here, so that the largest error stays below PyTorch's as well.
     """
     terms = spec.input_shape[0] * math.prod(spec.output_size)
     return 8 + terms // 512
@@ -426,10 +427,10 @@ def best_of(
 ) -> Configuration:
     """The block that keeps a multiprocessor busiest, of all that fit into shared memory.
 
-    What counts is the share of its threads that are at work; of the source rows that a block loads,
-    how many are its own; and, as measured on an H200, a tenth more for a second stage, a quarter
-    more for whole rows, and less for small blocks. Where none fits into shared memory, the block
-    that takes the least is returned.
+    What counts is the share of its threads that are at work; of the source rows that a block
+    loads, how many are its own; and, as measured on an H200, a tenth more for a second stage, a
+    quarter more for whole rows, and less for small blocks. Where none fits into shared memory,
+    the block that takes the least is returned.
     """
     most_threads, blocks = block_of(spec)
     steps = spec.stride[0] if spec.direction is not Direction.GRAD_INPUT else 1 / spec.stride[0]
@@ -458,9 +459,9 @@ def best_of(
 def cut_plane(size: Pair, tile: Pair, threads: int, together: int) -> Pair:
     """(down, across): how many threads work on a plane at once.
 
-    Whole rows where they fit, for then what a block stores is one contiguous run; else a multiple
-    of eight across, so that every band begins at a multiple of 16 bytes. Bands of equal height.
-    Interleaved planes share the threads, and their rows are short.
+    Whole rows where they fit, for then what a block stores is one contiguous run; else a
+    multiple of eight across, so that every band begins at a multiple of 16 bytes. Bands of
+    equal height. Interleaved planes share the threads, and their rows are short.
     """
     down, across = (-(-extent // one) for extent, one in zip(size, tile, strict=True))
     if together > 1:
@@ -484,7 +485,12 @@ def takes_whole_rows(spec: ConvSpec, columns: Axis, tile_columns: int) -> bool:
 
 
 def tile_size_of(
-    spec: ConvSpec, rows: Axis, columns: Axis, thread_tiles: Pair, whole_rows: bool, together: int
+    spec: ConvSpec,
+    rows: Axis,
+    columns: Axis,
+    thread_tiles: Pair,
+    whole_rows: bool,
+    together: int,
 ) -> Pair:
     """Rows and columns of the tile that is read, in shared memory."""
     down, across = (
@@ -499,7 +505,11 @@ def tile_size_of(
         is_gradient = spec.direction is Direction.GRAD_INPUT
         _, _, height, width = spec.output_shape if is_gradient else spec.input_shape
         left = columns.first % vector - columns.first
-        across = max(across, -(-(left + width) // vector) * vector)
+        after = spec.padding[1]  # kZerosAfter of depthwise_axis.cuh
+        if is_gradient:
+            reach = spec.dilation[1] * (spec.weight_shape[3] - 1)
+            after = max(0, -((spec.padding[1] - reach) // spec.stride[1]))
+        across = max(across, -(-(left + width + after) // vector) * vector)
         if spec.weight_shape[2] > 1 if is_gradient else spec.padding[0] > 0:
             down = min(down, height)  # rows outside are skipped
     # An odd number of vectors: neighbouring rows begin in different banks.
@@ -507,7 +517,7 @@ def tile_size_of(
 
 
 def aligned_columns(columns: Axis, reach: int, itemsize: int) -> int:
-    """Columns of a tile in which ``reach`` are needed: with them, what aligns them to 16 bytes."""
+    """Columns of a tile in which ``reach`` are needed, with what aligns them to 16 bytes."""
     vector = 16 // itemsize
     return -(-(columns.first % vector + reach) // vector) * vector
 
@@ -528,18 +538,6 @@ def reason(configuration: Configuration) -> str:
     )
 
 
-def predicted_ms(
-    spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
-) -> float:
-    """Time of ``spec``: memory at nine tenths of a copy's rate, or float32 units at seven tenths.
-
-    The smaller of the two overlaps but for a third, and beginning and ending take 4 us.
-    """
-    memory = spec.bytes_moved / (0.9 * ceilings.copy_TBps * 1e9)
-    arithmetic = spec.operations / (0.7 * ceilings.fp32_TFLOPs * 1e9)
-    return max(memory, arithmetic) + min(memory, arithmetic) / 3 + 0.004
-
-
 def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
     """What the kernel is told of ``spec`` at run time."""
     out_channels, group_channels, *_ = spec.weight_shape
@@ -548,7 +546,8 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
     strides = spec.weight_strides
     if spec.direction is Direction.GRAD_WEIGHT:  # WeightProblem of depthwise_weight.cuh
         numbers = (
-            *(batch, spec.groups, group_channels, group_filters, *input_size, *spec.output_size),
+            *(batch, spec.groups, group_channels, group_filters),
+            *(*input_size, *spec.output_size),
             *(*spec.input_strides, *spec.output_strides, *strides),
             *(configuration.bundles, configuration.bundle_filters, *configuration.part),
             *(*configuration.thread_tiles, configuration.splits, configuration.chain),
@@ -557,10 +556,9 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
         )
         return struct.pack(f"{len(numbers)}q", *numbers)
     source_shape, source_strides, out_shape, out_strides = computed(spec)
-    outputs = out_shape[1] // spec.groups
     planes = strides[:2] if spec.direction is Direction.FORWARD else strides[1::-1]
     numbers = (  # ConvolveProblem of depthwise_convolve.cuh
-        *(batch, spec.groups, outputs, *source_shape[2:], *out_shape[2:]),
+        *(batch, spec.groups, *source_shape[2:], *out_shape[2:]),
         *(*source_strides, *out_strides, group_filters * strides[0], *planes, *strides[2:]),
         *(configuration.bundles, *configuration.thread_tiles, *configuration.source_size),
         *(configuration.threads, configuration.blocks),
@@ -571,18 +569,19 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
 def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[str, ...]:
     """What ``Specialisation`` of depthwise.cuh is instantiated with: one type."""
     geometry = (*spec.weight_shape[2:], *spec.stride, *spec.padding, *spec.dilation)
-    numbers = ", ".join(map(str, (*geometry, *configuration.tile, configuration.thread_filters)))
+    tile = (*configuration.tile, configuration.thread_filters)
+    numbers = ", ".join(map(str, (*geometry, *tile)))
+    threads, blocks = block_of(spec)
     last = f"{str(configuration.whole_rows).lower()}, {configuration.together}, "
-    last += f"{configuration.stages}, {configuration.threads}, {configuration.resident}"
-    element = _ELEMENT[spec.dtype]
-    space = "convsmith::depthwise::"
+    last += f"{configuration.stages}, {threads}, {blocks}"
+    element, space = _ELEMENT[spec.dtype], "convsmith::depthwise::"
     if spec.direction is Direction.GRAD_WEIGHT:
         spreads = str(configuration.spreads).lower()
         return (f"{space}WeightGradient<{element}, {numbers}, {spreads}, {last}>",)
     is_gradient = str(spec.direction is Direction.GRAD_INPUT).lower()
-    sums = computed(spec)[0][1] // spec.groups
-    by_row = str(sums_by_row(spec)).lower()
-    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {sums}, {by_row}, {last}>",)
+    sums, outputs = (shape[1] // spec.groups for shape in computed(spec)[::2])
+    by_row = f"{outputs}, {sums}, {str(sums_by_row(spec)).lower()}"
+    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {by_row}, {last}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

@@ -31,10 +31,16 @@ struct Axis {
     // The sources that a tile meets, counted from the one that its first output scales to.
     static constexpr int kSpan = kTapStep * (kTaps - 1);
     static constexpr int kFirst = ceil_divide((kSpan < 0 ? kSpan : 0) - kOffset, kScale);
-    static constexpr int kLast = floor_divide(
-        kStep * (kOutputs - 1) + (kSpan < 0 ? 0 : kSpan) - kOffset, kScale);
+    static constexpr int kLast =
+        floor_divide(kStep * (kOutputs - 1) + (kSpan < 0 ? 0 : kSpan) - kOffset, kScale);
     static constexpr int kExtent = kLast - kFirst + 1 > 0 ? kLast - kFirst + 1 : 1;
     static constexpr int kAdvance = kStep * kOutputs / kScale;  // from one tile to the next
+
+    // Sources before the first and after the last one that outputs which exist would meet.
+    static constexpr int kZerosBefore = kFirst < 0 ? -kFirst : 0;
+    static constexpr int kBeyond =
+        ceil_divide(kIsGradient ? kDilation * (kTaps - 1) - kPadding : kPadding, kScale);
+    static constexpr int kZerosAfter = kBeyond > 0 ? kBeyond : 0;
 
     static constexpr int kNone = -1;
 

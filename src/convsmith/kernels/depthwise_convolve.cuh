@@ -1,5 +1,5 @@
-// Depthwise forward and input gradient. A block goes over many tiles, each a part of the rows of some
-// output planes; while it computes one, the next is on its way to shared memory.
+// Depthwise forward and input gradient. A block goes over many tiles, each a part of the rows of
+// some output planes; while it computes one, the next is on its way to shared memory.
 #pragma once
 
 #include "depthwise_store.cuh"
@@ -10,12 +10,15 @@ namespace convsmith::depthwise {
 
 // What is compiled in; everything else is told at run time. A thread computes kTileRows x
 // kTileColumns outputs of kThreadFilters filters, each summed over kSums channels: in one chain of
-// additions, or, where there are many terms (kHasRowSums), in one for each filter row and one of those.
-// A tile holds whole rows of contiguous columns (kWholeRows), or any part of planes with what lies
-// outside of them as zeros; kTogether > 1 planes of a channels_last tensor lie interleaved in it.
-template <bool kIsInputGradient, typename T, int R, int S, int kStrideH, int kStrideW, int kPaddingH,
-          int kPaddingW, int kDilationH, int kDilationW, int kTileRows, int kTileColumns,
-          int kThreadFilters, int kSums, bool kHasRowSums, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
+// additions, or, where there are many terms (kHasRowSums), in one for each filter row and one of
+// those. A tile holds whole rows of contiguous columns (kWholeRows), or any part of planes with
+// what lies outside of them as zeros; kTogether > 1 planes of a channels_last tensor lie
+// interleaved in it.
+template <bool kIsInputGradient, typename T, int R, int S, int kStrideH, int kStrideW,
+          int kPaddingH, int kPaddingW, int kDilationH, int kDilationW, int kTileRows,
+          int kTileColumns, int kThreadFilters, int kGroupOutputs, int kSums, bool kHasRowSums,
+          bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads,
+          int kResidentBlocks>
 struct Convolution {
     using Value = T;
     static constexpr bool kIsWeightGradient = false;
@@ -23,8 +26,10 @@ struct Convolution {
     using Rows = Axis<kIsInputGradient, R, kStrideH, kPaddingH, kDilationH, kTileRows>;
     using Columns = Axis<kIsInputGradient, S, kStrideW, kPaddingW, kDilationW, kTileColumns>;
     static constexpr int kFilters = kThreadFilters;
+    static constexpr int kOutputs = kGroupOutputs;  // of a group, and bundles of them
+    static constexpr int kBundlesOfGroup = (kOutputs + kFilters - 1) / kFilters;
     static constexpr int kChannels = kSums < 8 ? kSums : 8;  // in shared memory at once
-    static constexpr int kPasses = (kSums + kChannels - 1) / kChannels;
+    static constexpr int kTurns = (kSums + kChannels - 1) / kChannels;
     static constexpr int kAllChannels = kSums;
     static constexpr bool kSumsByRow = kHasRowSums;
     static constexpr int kColumnPitch = kTogether;
@@ -32,10 +37,8 @@ struct Convolution {
     static_assert(!kInterleaved || (kSums == 1 && kThreadFilters == 1));
     static constexpr bool kWholeRows = kTakesWholeRows;
     static_assert(!kWholeRows || !kInterleaved);
-    // Whether outputs that exist may meet sources that do not, and have to do without them.
-    static constexpr bool kPadsRows = kIsInputGradient ? R > 1 : kPaddingH > 0;
-    static constexpr bool kPadsColumns = kIsInputGradient ? S > 1 : kPaddingW > 0;
-    static constexpr bool kChecksRows = kWholeRows && kPadsRows;
+    // Whether outputs that exist may meet rows that do not, and have to do without them.
+    static constexpr bool kChecksRows = kWholeRows && (kIsInputGradient ? R > 1 : kPaddingH > 0);
     static constexpr int kStages = kTileStages;
     static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
 
@@ -60,7 +63,6 @@ struct Convolution {
 // each group is a single one, so that their planes follow one another in both tensors.
 struct ConvolveProblem {
     std::int64_t images, groups;
-    std::int64_t outputs;  // output channels of a group
     std::int64_t source_size[2], out_size[2];
     std::int64_t source_strides[4], out_strides[4];
     std::int64_t filter_strides[5];       // group, output channel, source channel, row, column
@@ -72,7 +74,7 @@ struct ConvolveProblem {
 
 // How the work is cut, in numbers of parts.
 struct Cut {
-    int bundles_of_group, sets_of_image, bands[2];
+    int sets_of_image, bands[2];
     std::int64_t tiles;
 
     template <typename S>
@@ -81,19 +83,16 @@ struct Cut {
             return static_cast<int>((whole + part - 1) / part);
         };
         Cut cut;
-        cut.bundles_of_group = parts(problem.outputs, S::kFilters);
-        cut.sets_of_image = parts(problem.groups * cut.bundles_of_group, problem.bundles);
-        cut.bands[0] =
-            parts(problem.out_size[0], problem.thread_tiles[0] * S::Rows::kTile);
-        cut.bands[1] =
-            parts(problem.out_size[1], problem.thread_tiles[1] * S::Columns::kTile);
+        cut.sets_of_image = parts(problem.groups * S::kBundlesOfGroup, problem.bundles);
+        cut.bands[0] = parts(problem.out_size[0], problem.thread_tiles[0] * S::Rows::kTile);
+        cut.bands[1] = parts(problem.out_size[1], problem.thread_tiles[1] * S::Columns::kTile);
         cut.tiles = problem.images * cut.sets_of_image * cut.bands[0] * cut.bands[1];
         return cut;
     }
 };
 
-// Shared memory of a block, in elements of T: kStages times a source tile, in whose place the finished
-// outputs lie afterwards, and its filters.
+// Shared memory of a block, in elements of T: kStages times a source tile, in whose place the
+// finished outputs lie afterwards, and its filters.
 template <typename S>
 struct ConvolveShared {
     int tile, stage;
@@ -119,7 +118,8 @@ struct Place {
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    convolve(const ConvolveProblem problem, const Cut cut, const typename S::Value* __restrict__ source,
+    convolve(const ConvolveProblem problem, const Cut cut,
+             const typename S::Value* __restrict__ source,
              const typename S::Value* __restrict__ filter,
              const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out,
              RowPlan source_plan, int out_run) {
@@ -169,15 +169,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             const bool whole_rows =
                 cut.bands[1] == 1 && problem.out_strides[3] == 1 && problem.out_strides[2] == width;
             const bool whole_planes = whole_rows && cut.bands[0] == 1 &&
-                                      problem.out_strides[1] == plane &&
-                                      cut.bundles_of_group == 1;
+                                      problem.out_strides[1] == plane && S::kBundlesOfGroup == 1;
             out_shape.run = problem.out_strides[3] != 1 ? Run::kElement
                             : whole_planes              ? Run::kAll
                             : whole_rows                ? Run::kPlane
                                                         : Run::kRow;
-            out_shape.run_pitch = PlanarStore<T>::pitch_of(
-                whole_planes ? out_shape.planes * plane
-                             : whole_rows ? tile_rows * width : tile_columns);
+            out_shape.run_pitch = PlanarStore<T>::pitch_of(whole_planes ? out_shape.planes * plane
+                                                           : whole_rows ? tile_rows * width
+                                                                        : tile_columns);
             return PlanarStore<T>(out_shape);
         }
     }();
@@ -185,27 +184,26 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     // A thread's place in a tile: a bundle, and a tile of its outputs.
     const int of_bundle = S::kInterleaved ? thread / S::kColumnPitch : thread;
     const int thread_tiles = static_cast<int>(problem.thread_tiles[0] * problem.thread_tiles[1]);
-    const int my_bundle =
-        S::kInterleaved ? thread % S::kColumnPitch : thread / thread_tiles;
+    const int my_bundle = S::kInterleaved ? thread % S::kColumnPitch : thread / thread_tiles;
     const int my_row = of_bundle % thread_tiles / static_cast<int>(problem.thread_tiles[1]);
     const int my_column = of_bundle % static_cast<int>(problem.thread_tiles[1]);
-    const bool has_outputs =
-        S::kInterleaved ? of_bundle < thread_tiles : my_bundle < bundles;
-    const int corner = my_bundle * S::kChannels * plane_pitch +
-                       my_column * Columns::kAdvance * S::kColumnPitch;
+    const bool has_outputs = S::kInterleaved ? of_bundle < thread_tiles : my_bundle < bundles;
+    const int corner =
+        my_bundle * S::kChannels * plane_pitch + my_column * Columns::kAdvance * S::kColumnPitch;
 
     const auto bundles_at = [&](const Place& place) {
-        return min(bundles, static_cast<int>(problem.groups) * cut.bundles_of_group -
-                                place.set * bundles);
+        return min(bundles,
+                   static_cast<int>(problem.groups) * S::kBundlesOfGroup - place.set * bundles);
     };
     const auto first_output_at = [&](const Place& place) {  // of its group, for a block's first
-        return cut.bundles_of_group == 1 ? 0 : place.set % cut.bundles_of_group * kFilters;
+        return S::kBundlesOfGroup == 1 ? 0 : place.set % S::kBundlesOfGroup * kFilters;
     };
     const auto group_at = [&](const Place& place) {
-        return cut.bundles_of_group == 1 ? place.set * bundles : place.set / cut.bundles_of_group;
+        return S::kBundlesOfGroup == 1 ? place.set * bundles : place.set / S::kBundlesOfGroup;
     };
 
-    // The first source row that a tile meets, which may lie outside; and the first one in its memory.
+    // The first source row that a tile meets, which may lie outside; and the first one in its
+    // memory.
     const auto first_row_of = [&](const Place& place) {
         return place.row / Rows::kScale * Rows::kStep + Rows::kFirst;
     };
@@ -213,25 +211,25 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         return S::kWholeRows ? max(first_row_of(place), 0) : first_row_of(place);
     };
 
-    // Begins to bring one pass over the channels of a tile into a stage.
-    const auto load = [&](const Place& place, int pass, T* stage) {
+    // Begins to bring some channels of a tile into a stage: those whose turn it is.
+    const auto load = [&](const Place& place, int turn, T* stage) {
         const int bundles_here = bundles_at(place);
         const int group = group_at(place), first_output = first_output_at(place);
-        const int first_channel = pass * S::kChannels;
+        const int first_channel = turn * S::kChannels;
         const int channels = min(S::kChannels, S::kAllChannels - first_channel);
-        // Of several passes the last one may have fewer channels; a block then has one bundle.
-        const int planes = S::kPasses == 1 ? bundles_here * S::kChannels : channels;
-        const T* plane = source + place.image * problem.source_strides[0] +
-                         (std::int64_t{group} * S::kAllChannels + first_channel) *
-                             problem.source_strides[1];
+        // Of several turns the last one may have fewer channels; a block then has one bundle.
+        const int planes = S::kTurns == 1 ? bundles_here * S::kChannels : channels;
+        const T* plane =
+            source + place.image * problem.source_strides[0] +
+            (std::int64_t{group} * S::kAllChannels + first_channel) * problem.source_strides[1];
         const int first_row = first_row_at(place);
         if constexpr (S::kWholeRows) {
-            const int rows = min(first_row_of(place) + met_rows,
-                                 static_cast<int>(problem.source_size[0])) - first_row;
+            const int rows =
+                min(first_row_of(place) + met_rows, static_cast<int>(problem.source_size[0])) -
+                first_row;
             const T* from = plane + first_row * problem.source_strides[2];
-            loader.template load<S::kPadsColumns>(stage + S::kLeft, plane_pitch, from,
-                                                  problem.source_strides[1], planes, rows,
-                                                  S::kLeft);
+            loader.template load<Columns::kZerosBefore, Columns::kZerosAfter>(
+                stage + S::kLeft, plane_pitch, from, problem.source_strides[1], planes, rows);
         } else {
             const int first_column =
                 place.column / Columns::kScale * Columns::kStep + Columns::kFirst - S::kLead;
@@ -240,17 +238,21 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                             first_column * problem.source_strides[3],
                         first_row, first_column, planes);
         }
-        const auto* strides = problem.filter_strides;
+        // Offsets in a filter fit 32 bits.
+        int strides[5];
+#pragma unroll
+        for (int i = 0; i < 5; ++i) strides[i] = static_cast<int>(problem.filter_strides[i]);
+        const T* filters = filter + group * problem.filter_strides[0] + first_output * strides[1] +
+                           first_channel * strides[2];
         for (int i = thread; i < planes * S::kFilterPitch; i += threads) {
             const int plane = i / S::kFilterPitch;
             const int r = i % S::kFilterPitch / S::kFilterRow;
             const int s = i % S::kFilterRow / kFilters, f = i % S::kFilterRow % kFilters;
-            const int bundle = plane / S::kChannels, channel = first_channel + plane % S::kChannels;
-            const bool there = s < Columns::kTaps && first_output + f < problem.outputs;
-            const T* tap = filter + (group + bundle) * strides[0] +
-                           (first_output + f) * strides[1] + channel * strides[2] +
-                           r * strides[3] + s * strides[4];
-            move<1>(stage + places.tile + i, tap, there);
+            const int bundle = plane / S::kChannels, channel = plane % S::kChannels;
+            const bool there = s < Columns::kTaps && first_output + f < S::kOutputs;
+            const int offset = bundle * strides[0] + f * strides[1] + channel * strides[2] +
+                               r * strides[3] + s * strides[4];
+            move<1>(stage + places.tile + i, filters + offset, there);
         }
     };
 
@@ -274,9 +276,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 #pragma unroll
         for (int f = 0; f < kFilters; ++f) {
             float value = 0;
-            if (bias != nullptr && computes && first_output + f < problem.outputs) {
+            if (bias != nullptr && computes && first_output + f < S::kOutputs) {
                 const int group = group_at(place) + my_bundle;
-                value = Element<T>::widen(bias[group * problem.outputs + first_output + f]);
+                value = Element<T>::widen(bias[group * S::kOutputs + first_output + f]);
             }
 #pragma unroll
             for (int t = 0; t < Rows::kTile; ++t) {
@@ -285,14 +287,14 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             }
         }
 
-        for (int pass = 0; pass < S::kPasses; ++pass) {
+        for (int turn = 0; turn < S::kTurns; ++turn) {
             ptx::cp_async_wait_all();
             __syncthreads();  // the stage is full, and nobody reads the other one any more
             T* tile = shared + stage * places.stage;
             const auto load_next = [&] {
                 T* other = shared + (stage + 1) % S::kStages * places.stage;
-                if (pass + 1 < S::kPasses) {
-                    load(place, pass + 1, other);
+                if (turn + 1 < S::kTurns) {
+                    load(place, turn + 1, other);
                 } else if (next.more()) {
                     load(place_of(next), 0, other);
                 }
@@ -307,7 +309,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                 const T* mine = tile + corner + (my_first_row - first_row_at(place)) * row_pitch;
 #pragma unroll 1
                 for (int c = 0; c < S::kChannels; ++c) {
-                    if (S::kPasses > 1 && pass * S::kChannels + c >= S::kAllChannels) continue;
+                    if (S::kTurns > 1 && turn * S::kChannels + c >= S::kAllChannels) continue;
                     sums.add_channel(mine + c * plane_pitch, row_pitch,
                                      filters + c * S::kFilterPitch, my_first_row,
                                      static_cast<int>(problem.source_size[0]));
@@ -315,21 +317,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             }
 
             // Store, through the memory that the source tile no longer needs.
-            if (pass + 1 == S::kPasses) {
+            if (turn + 1 == S::kTurns) {
                 __syncthreads();
                 const int rows_here =
                     min(tile_rows, static_cast<int>(problem.out_size[0]) - place.row);
                 const int columns_here =
                     min(tile_columns, static_cast<int>(problem.out_size[1]) - place.column);
-                const int planes_here =
-                    cut.bundles_of_group == 1
-                        ? bundles_here * kFilters
-                        : min(kFilters, static_cast<int>(problem.outputs) - first_output);
-                T* tile_out = out + place.image * problem.out_strides[0] +
-                              (group_at(place) * problem.outputs + first_output) *
-                                  problem.out_strides[1] +
-                              place.row * problem.out_strides[2] +
-                              place.column * problem.out_strides[3];
+                const int planes_here = S::kBundlesOfGroup == 1
+                                            ? bundles_here * kFilters
+                                            : min(kFilters, S::kOutputs - first_output);
+                T* tile_out =
+                    out + place.image * problem.out_strides[0] +
+                    (group_at(place) * S::kOutputs + first_output) * problem.out_strides[1] +
+                    place.row * problem.out_strides[2] + place.column * problem.out_strides[3];
                 const int row = my_row * Rows::kTile, column = my_column * Columns::kTile;
                 if (computes) {
 #pragma unroll
@@ -366,6 +366,8 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
     auto* out = reinterpret_cast<T*>(addresses[S::kIsGradient ? 2 : 3]);
     const Cut cut = Cut::of<S>(problem);
     if (cut.tiles > 0x7fffffff) return "depthwise: there are too many tiles";
+    const std::int64_t row = S::kLeft + problem.source_size[1] + S::Columns::kZerosAfter;
+    if (S::kWholeRows && row > problem.row_pitch) return "depthwise: a tile's rows are too short";
     const ConvolveShared<S> places(problem);
     const int source_run =
         longest_run<T>(source, S::kInterleaved ? problem.groups : problem.source_size[1],
@@ -374,13 +376,12 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
         plan_rows(static_cast<int>(problem.source_size[1]), source_run,
                   static_cast<int>(problem.source_rows * problem.bundles * S::kChannels),
                   static_cast<int>(problem.threads));
-    const int out_run =
-        longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
-                       problem.out_strides, S::kInterleaved);
+    const int out_run = longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
+                                       problem.out_strides, S::kInterleaved);
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)),
                   dim3(static_cast<unsigned>(problem.threads)),
-                  S::kStages * places.stage * sizeof(T), stream, problem, cut, source, filter, bias, out,
-                  source_plan, out_run);
+                  S::kStages * places.stage * sizeof(T), stream, problem, cut, source, filter, bias,
+                  out, source_plan, out_run);
 }
 
 }  // namespace convsmith::depthwise

@@ -1,14 +1,14 @@
-// Finished outputs on their way through shared memory, where they lie in runs: each as long as it is
-// contiguous in the tensor and as far from a 16-byte boundary as there. So they are stored 16 bytes at
-// a time whatever the tensor's width, and hardly any 32-byte sector is written in part.
+// Finished outputs on their way through shared memory, where they lie in runs: each as long as it
+// is contiguous in the tensor and as far from a 16-byte boundary as there. So they are stored 16
+// bytes at a time whatever the tensor's width, and hardly any 32-byte sector is written in part.
 #pragma once
 
 #include "depthwise_tile.cuh"
 
 namespace convsmith::depthwise {
 
-// What one run is: all planes of a tile, one plane's part, one row's, or a single element (of tensors
-// whose columns are not contiguous).
+// What one run is: all planes of a tile, one plane's part, one row's, or a single element (of
+// tensors whose columns are not contiguous).
 enum class Run { kAll, kPlane, kRow, kElement };
 
 // The shape of the tiles of a launch, and where their elements belong in the tensor.
@@ -33,8 +33,8 @@ class PlanarStore {
 
     __device__ explicit PlanarStore(const OutShape& shape) : shape_(shape) {}
 
-    // Writes a thread's outputs of one plane to shared memory. `tile_out` is where the tile's part of
-    // its first plane begins in the tensor.
+    // Writes a thread's outputs of one plane to shared memory. `tile_out` is where the tile's part
+    // of its first plane begins in the tensor.
     template <int kRows, int kColumns>
     __device__ __forceinline__ void put(T* tile, const T* tile_out, int plane, int row, int column,
                                         const float (&values)[kRows][kColumns], int rows_here,
@@ -74,8 +74,8 @@ class PlanarStore {
     }
 
     // Copies a tile from shared memory to the tensor. A warp takes a row, all threads a longer run.
-    __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here, int rows_here,
-                                          int columns_here) const {
+    __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here,
+                                          int rows_here, int columns_here) const {
         const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
         if (shape_.run == Run::kAll) {
             store_run(tile, tile_out, planes_here * rows_here * columns_here, thread, threads);
@@ -120,16 +120,16 @@ class PlanarStore {
 
     template <int kRun, int kRows, int kColumns>
     static __device__ __forceinline__ void put_rows(T* to, int row_pitch,
-                                                    const float (&values)[kRows][kColumns], int rows,
-                                                    int columns) {
+                                                    const float (&values)[kRows][kColumns],
+                                                    int rows, int columns) {
 #pragma unroll
         for (int t = 0; t < kRows; ++t) {
             if (t < rows) put_row<kRun>(to + t * row_pitch, values[t], columns);
         }
     }
 
-    // Copies one run, vector by vector; what is before its first 16-byte boundary and after its last
-    // one goes element by element.
+    // Copies one run, vector by vector; what is before its first 16-byte boundary and after its
+    // last one goes element by element.
     static __device__ __forceinline__ void store_run(const T* run, T* out, int length, int thread,
                                                      int threads) {
         using Sixteen = Vector<T, kVector>;
@@ -188,8 +188,8 @@ class InterleavedStore {
         }
     }
 
-    __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here, int rows_here,
-                                          int columns_here) const {
+    __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here,
+                                          int rows_here, int columns_here) const {
         if (run_ == kMost) {
             store_runs<kMost>(tile, tile_out, planes_here, rows_here, columns_here);
         } else {

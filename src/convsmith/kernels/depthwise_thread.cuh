@@ -1,5 +1,5 @@
-// What one thread of the depthwise family does with a tile in shared memory: it slides a window over
-// source rows, and adds its products with a filter to a few outputs in registers.
+// What one thread of the depthwise family does with a tile in shared memory: it slides a window
+// over source rows, and adds its products with a filter to a few outputs in registers.
 #pragma once
 
 #include "depthwise_axis.cuh"
@@ -7,7 +7,8 @@
 
 namespace convsmith::depthwise {
 
-// The longest run of elements, up to 16 bytes, that threads `advance` elements apart can load at once.
+// The longest run of elements, up to 16 bytes, that threads `advance` elements apart can load at
+// once.
 template <typename T>
 constexpr int run_of(int advance) {
     int run = 16 / sizeof(T);
@@ -53,8 +54,9 @@ struct Sums {
     static constexpr int kRowVectors = S::kFilterRow / 4;
     float values[kFilters][Rows::kTile][Columns::kTile];
 
-    // Adds the products of one source channel. `tile` is where the source lies that the thread's first
-    // output scales to, row `first_row` of `height`; rows outside are skipped where kChecksRows.
+    // Adds the products of one source channel. `tile` is where the source lies that the thread's
+    // first output scales to, row `first_row` of `height`; rows outside are skipped where
+    // kChecksRows.
     __device__ __forceinline__ void add_channel(const T* tile, int row_pitch, const T* filter,
                                                 int first_row, int height) {
         const auto* taps = reinterpret_cast<const Taps*>(filter);
@@ -76,8 +78,8 @@ struct Sums {
 #pragma unroll kUnroll
         for (int row = 0; row < Rows::kExtent; ++row) {
             const int source = Rows::kTapStep > 0 ? Rows::kFirst + row : Rows::kLast - row;
-            if (S::kChecksRows && static_cast<unsigned>(first_row + source) >=
-                                      static_cast<unsigned>(height)) {
+            if (S::kChecksRows &&
+                static_cast<unsigned>(first_row + source) >= static_cast<unsigned>(height)) {
                 continue;
             }
             SourceWindow window;
@@ -100,8 +102,8 @@ struct Sums {
     }
 
   private:
-    // Adds a filter row's products with a window to the outputs of row `out`, tap after tap, which is
-    // the order in which PyTorch adds. `value_at(i, v)` gives value 4 * i + v of the filter row.
+    // Adds a filter row's products with a window to the outputs of row `out`, tap after tap, which
+    // is the order in which PyTorch adds. `value_at(i, v)` gives value 4 * i + v of the filter row.
     template <typename ValueAt>
     __device__ __forceinline__ void add_row(int out, const SourceWindow& window, ValueAt value_at) {
         float sums[kFilters][Columns::kTile];
@@ -130,8 +132,7 @@ struct Sums {
         for (int f = 0; f < kFilters; ++f) {
 #pragma unroll
             for (int u = 0; u < Columns::kTile; ++u) {
-                values[f][out][u] =
-                    S::kSumsByRow ? values[f][out][u] + sums[f][u] : sums[f][u];
+                values[f][out][u] = S::kSumsByRow ? values[f][out][u] + sums[f][u] : sums[f][u];
             }
         }
     }

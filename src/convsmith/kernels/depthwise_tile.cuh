@@ -1,7 +1,7 @@
 // Tiles of tensors on their way between global and shared memory, for any strides.
 //
-// Who moves what is worked out once for each thread and then holds for every tile: a block goes over
-// many tiles of one shape, and divisions would cost more than the rest.
+// Who moves what is worked out once for each thread and then holds for every tile: a block goes
+// over many tiles of one shape, and divisions would cost more than the rest.
 #pragma once
 
 #include "element.cuh"
@@ -61,8 +61,8 @@ struct RowPlan {
     int run, across;
 };
 
-// The plan that takes `threads` the fewest turns for `rows` rows of `width` elements. Threads of a warp
-// that have nothing to do cost as much as others; warps that have nothing to do cost nothing.
+// The plan that takes `threads` the fewest turns for `rows` rows of `width` elements. Threads of a
+// warp that have nothing to do cost as much as others; warps that have nothing to do cost nothing.
 inline RowPlan plan_rows(int width, int run, int rows, int threads) {
     constexpr int kWarp = 32, kLeastAcross = 8;
     const int runs = width / run;
@@ -103,11 +103,10 @@ class RowLoader {
     }
 
     // Begins to load `rows` rows of each of `planes` planes. `tile` and `from` are where the first
-    // column of the first row is, `left` columns after the beginning of the tile's row.
-    template <bool kClearsSides>
+    // column of the first row is. Before and after each row come so many zeros.
+    template <int kLeftZeros, int kRightZeros>
     __device__ __forceinline__ void load(T* tile, int plane_pitch, const T* from,
-                                         std::int64_t plane_stride, int planes, int rows,
-                                         int left) const {
+                                         std::int64_t plane_stride, int planes, int rows) const {
         // Planes that follow one another like rows are one.
         if (plane_pitch == rows * row_pitch_ && plane_stride == rows * row_stride_) {
             rows *= planes;
@@ -115,7 +114,7 @@ class RowLoader {
         }
         for (int i = 0; i < planes; ++i) {
             load_plane(tile, from, rows);
-            if (kClearsSides) clear_sides(tile, left, rows);
+            if (kLeftZeros + kRightZeros > 0) clear_sides<kLeftZeros, kRightZeros>(tile, rows);
             tile += plane_pitch;
             from += plane_stride;
         }
@@ -135,14 +134,16 @@ class RowLoader {
         }
     }
 
-    // Writes zeros to the columns before a row's first one and after its last one.
-    __device__ __forceinline__ void clear_sides(T* tile, int left, int rows) const {
-        const int right = row_pitch_ - left - width_;
-        for (int row = static_cast<int>(threadIdx.x); row < rows;
-             row += static_cast<int>(blockDim.x)) {
-            T* first = tile + row * row_pitch_;
-            for (int i = 1; i <= left; ++i) first[-i] = Element<T>::narrow(0);
-            for (int i = 0; i < right; ++i) first[width_ + i] = Element<T>::narrow(0);
+    template <int kLeftZeros, int kRightZeros>
+    __device__ __forceinline__ void clear_sides(T* tile, int rows) const {
+        const int threads = static_cast<int>(blockDim.x);
+        T* first = tile + static_cast<int>(threadIdx.x) * row_pitch_;
+        for (int row = static_cast<int>(threadIdx.x); row < rows; row += threads) {
+#pragma unroll
+            for (int i = 1; i <= kLeftZeros; ++i) first[-i] = Element<T>::narrow(0);
+#pragma unroll
+            for (int i = 0; i < kRightZeros; ++i) first[width_ + i] = Element<T>::narrow(0);
+            first += threads * row_pitch_;
         }
     }
 
@@ -176,8 +177,9 @@ struct TileShape {
     int run;  // neighbouring elements that move at once: columns, or planes of interleaved ones
 };
 
-// A thread's share of loading tiles of one shape. A line is a row of a plane, or what all interleaved
-// planes have at one pixel; some neighbouring threads take the runs of a line, others other lines.
+// A thread's share of loading tiles of one shape. A line is a row of a plane, or what all
+// interleaved planes have at one pixel; some neighbouring threads take the runs of a line, others
+// other lines.
 template <typename T, bool kInterleaved>
 class TileLoader {
   public:
@@ -210,8 +212,8 @@ class TileLoader {
         from_carry_ = outer - inner_extent_ * inner;
     }
 
-    // Begins to load the tile that begins at `from`, row `first_row` and column `first_column` of its
-    // planes, both of which may lie outside. Only `planes` of its planes exist.
+    // Begins to load the tile that begins at `from`, row `first_row` and column `first_column` of
+    // its planes, both of which may lie outside. Only `planes` of its planes exist.
     __device__ __forceinline__ void load(T* shared, const T* from, int first_row, int first_column,
                                          int planes) const {
         constexpr int kMost = 16 / sizeof(T);
@@ -239,10 +241,9 @@ class TileLoader {
             const int outer_extent = kInterleaved ? outer_extent_ : planes;
             int outer = outer_, inner = inner_;
             while (outer < outer_extent) {
-                const bool line_exists =
-                    kInterleaved ? is_within(first_row + outer, height_) &&
-                                       is_within(first_column + inner, width_)
-                                 : is_within(first_row + inner, height_);
+                const bool line_exists = kInterleaved ? is_within(first_row + outer, height_) &&
+                                                            is_within(first_column + inner, width_)
+                                                      : is_within(first_row + inner, height_);
                 move<kElements>(to, from, run_exists && line_exists);
                 to += to_step_;
                 from += from_step_;
@@ -269,15 +270,15 @@ class TileLoader {
     std::int64_t from_, from_step_, from_carry_;
 };
 
-// The most neighbouring elements, up to 16 bytes, that can move at once everywhere in a tensor: along
-// a row of `extent` elements, or along the `extent` planes of interleaved ones.
+// The most neighbouring elements, up to 16 bytes, that can move at once everywhere in a tensor:
+// along a row of `extent` elements, or along the `extent` planes of interleaved ones.
 template <typename T>
 int longest_run(const void* tensor, std::int64_t extent, const std::int64_t (&strides)[4],
                 bool interleaved) {
     if (strides[interleaved ? 1 : 3] != 1) return 1;
     for (int run = 16 / static_cast<int>(sizeof(T)); run > 1; run /= 2) {
-        const bool others_fit =
-            strides[0] % run == 0 && strides[2] % run == 0 && strides[interleaved ? 3 : 1] % run == 0;
+        const bool others_fit = strides[0] % run == 0 && strides[2] % run == 0 &&
+                                strides[interleaved ? 3 : 1] % run == 0;
         const auto address = reinterpret_cast<std::uintptr_t>(tensor);
         if (others_fit && extent % run == 0 && address % (run * sizeof(T)) == 0 &&
             run * sizeof(T) >= 4) {

@@ -1,15 +1,15 @@
 // Depthwise weight gradient: a block sums over its share of the images and rows, for some filters.
 //
-// Filters of few taps: each thread owns a tile of dy and keeps a sum for every tap (`Kept`). Others:
-// each thread owns a tile of taps, and all of a warp go over the same dy (`Spread`). In both, what a
-// block sums is added up in float64 and rounded once.
+// Filters of few taps: each thread owns a tile of dy and keeps a sum for every tap (`Kept`).
+// Others: each thread owns a tile of taps, and all of a warp go over the same dy (`Spread`). In
+// both, what a block sums is added up in float64 and rounded once.
 #pragma once
 
-#include "compensated.cuh"
-#include "depthwise_convolve.cuh"
-#include "depthwise_thread.cuh"
+#include <type_traits>
+
+#include "depthwise_kept.cuh"
+#include "depthwise_spread.cuh"
 #include "depthwise_tile.cuh"
-#include "ptx/shuffle.cuh"
 
 namespace convsmith::depthwise {
 
@@ -17,7 +17,8 @@ namespace convsmith::depthwise {
 // Tiles hold whole rows, or any part of planes, as in Convolution.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads, int kResidentBlocks>
+          bool kSpreadsTaps, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads,
+          int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
     static constexpr bool kIsWeightGradient = true;
@@ -34,7 +35,6 @@ struct WeightGradient {
     static_assert(!kInterleaved || (kThreadChannels == 1 && !kSpreadsTaps));
     static constexpr bool kWholeRows = kTakesWholeRows;
     static_assert(!kWholeRows || (!kInterleaved && !kSpreadsTaps));
-    static constexpr bool kPadsColumns = kPaddingW > 0;
     static constexpr bool kChecksRows = kWholeRows && kPaddingH > 0;
     static constexpr int kStages = kTileStages;
     static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
@@ -50,31 +50,29 @@ struct WeightGradient {
     static constexpr int kTapColumns = (S + kTileColumns - 1) / kTileColumns;
 
     static constexpr int kVector = 16 / sizeof(T);
-    static constexpr int kLead =
-        kInterleaved ? 0 : ((-kPaddingW % kVector) + kVector) % kVector;
+    static constexpr int kLead = kInterleaved ? 0 : ((-kPaddingW % kVector) + kVector) % kVector;
     static constexpr int kLeft = kLead - Columns::kFirst;  // columns before x's first
 };
 
-// What the host packs for one call. A bundle is kChannels input channels and `bundle_filters` filters
-// of one group; each pair of a bundle and a filter has its own threads. A block has several bundles
-// only where each group is a single one, so that their planes follow one another in both tensors.
+// What the host packs for one call. A bundle is kChannels input channels and `bundle_filters`
+// filters of one group; each pair of a bundle and a filter has its own threads. A block has several
+// bundles only where each group is a single one, so that their planes follow one another in both
+// tensors.
 struct WeightProblem {
     std::int64_t images, groups;
     std::int64_t channels, filters;  // of a group
     std::int64_t x_size[2], y_size[2];
     std::int64_t x_strides[4], y_strides[4], w_strides[4];
-    std::int64_t bundles;             // of a block
-    std::int64_t bundle_filters;      // filters of a bundle
-    std::int64_t part_size[2];        // rows and columns of dy that are in shared memory at once
-    std::int64_t pair_threads[2];     // kept: threads down and across dy; spread: runs, tiles of taps
-    std::int64_t splits;              // parts that images and rows are cut into
+    std::int64_t bundles;          // of a block
+    std::int64_t bundle_filters;   // filters of a bundle
+    std::int64_t part_size[2];     // rows and columns of dy that are in shared memory at once
+    std::int64_t pair_threads[2];  // kept: threads down and across dy; spread: runs, tiles of taps
+    std::int64_t splits;           // parts that images and rows are cut into
     std::int64_t chain;  // between two compensated additions: kept, parts of dy; spread, rows of dy
     std::int64_t x_rows, x_row_pitch;  // of the tile of x in shared memory: rows, and columns
     std::int64_t y_row_pitch;          // columns of the tile of dy
     std::int64_t threads;              // of a block
 };
-
-constexpr int kAtOnce = 8;  // sums of a thread that are added up together
 
 // How the work is cut, in numbers of parts.
 struct WeightCut {
@@ -111,7 +109,8 @@ struct WeightCut {
     }
 };
 
-// Rows of the tile of dy: of a plane that is smaller than a part, whole rows hold only what there is.
+// Rows of the tile of dy: of a plane that is smaller than a part, whole rows hold only what there
+// is.
 template <typename S>
 __host__ __device__ int y_tile_rows(const WeightProblem& problem) {
     const auto rows = static_cast<int>(problem.part_size[0]);
@@ -139,227 +138,6 @@ struct WeightShared {
     }
 };
 
-// Adds up the sums of all threads of a pair in float64, in a fixed order. A thread holds each of them as
-// a rounded total and what rounding lost. A pair's threads are `step` apart, and begin `pair_step`
-// after those of the pair before.
-template <int kCount>
-__device__ void add_threads(const float (&rounded)[kCount], const float (&lost)[kCount],
-                            double* scratch, double* totals, int pairs, int pair_threads,
-                            int pair_step, int step) {
-    constexpr int kWarp = 32;
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-#pragma unroll
-    for (int first = 0; first < kCount; first += kAtOnce) {
-        const int count = kCount - first < kAtOnce ? kCount - first : kAtOnce;
-        __syncthreads();  // nobody reads what is in the place of the scratch any more
-#pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
-            if (i >= count) continue;
-            scratch[i * threads + thread] = double{rounded[first + i]} + double{lost[first + i]};
-        }
-        __syncthreads();
-        for (int task = thread / kWarp; task < count * pairs; task += threads / kWarp) {
-            const int i = task % count, pair = task / count;
-            const double* parts = scratch + i * threads + pair * pair_step;
-            double total = 0;
-            for (int t = thread % kWarp; t < pair_threads; t += kWarp) total += parts[t * step];
-            for (int mask = kWarp / 2; mask > 0; mask /= 2) {
-                total += ptx::shuffle_xor(total, mask);
-            }
-            if (thread % kWarp == 0) totals[pair * kCount + first + i] = total;
-        }
-    }
-    __syncthreads();
-}
-
-// A thread's sums where it owns a tile of dy.
-template <typename S>
-struct Kept {
-    using T = typename S::Value;
-    using Rows = typename S::Rows;
-    using Columns = typename S::Columns;
-    float sums[S::kValues] = {};
-    float totals[S::kValues] = {};
-
-    // Ends a chain of additions: what the sums hold goes to the totals, without loss.
-    __device__ __forceinline__ void end_chain() {
-#pragma unroll
-        for (int i = 0; i < S::kValues; ++i) add_compensated(totals[i], sums[i]);
-    }
-
-    // Adds the products of one part of dy. `y` is where the thread's tile of dy begins, of which there
-    // are `rows` and `columns`; `x` is where the source of its first element lies, row `first_row` of
-    // `height`.
-    __device__ __forceinline__ void add(const T* x, int x_row_pitch, int x_plane_pitch,
-                                        int first_row, int height, const T* y, int y_row_pitch,
-                                        int rows, int columns) {
-        if (rows >= Rows::kTile && columns >= Columns::kTile) {
-            add_part<true>(x, x_row_pitch, x_plane_pitch, first_row, height, y, y_row_pitch, rows,
-                           columns);
-        } else {
-            add_part<false>(x, x_row_pitch, x_plane_pitch, first_row, height, y, y_row_pitch, rows,
-                            columns);
-        }
-    }
-
-  private:
-    template <bool kIsWhole>
-    __device__ __forceinline__ void add_part(const T* x, int x_row_pitch, int x_plane_pitch,
-                                             int first_row, int height, const T* y,
-                                             int y_row_pitch, int rows, int columns) {
-        constexpr int kPitch = S::kColumnPitch;
-        Window<T, Axis<false, 1, 1, 0, 1, Columns::kTile>, 0, kPitch> upstream[Rows::kTile];
-#pragma unroll
-        for (int t = 0; t < Rows::kTile; ++t) {
-            if (!kIsWhole && t >= rows) continue;
-            upstream[t].load(y + t * y_row_pitch);
-#pragma unroll
-            for (int u = 0; u < Columns::kTile; ++u) {
-                if (kIsWhole || u < columns) sums[S::kValues - 1] += upstream[t].at(u);
-            }
-        }
-#pragma unroll
-        for (int c = 0; c < S::kChannels; ++c) {
-#pragma unroll
-            for (int row = 0; row < Rows::kExtent; ++row) {
-                const int source = Rows::kFirst + row;
-                if (S::kChecksRows && static_cast<unsigned>(first_row + source) >=
-                                          static_cast<unsigned>(height)) {
-                    continue;
-                }
-                Window<T, Columns, S::kLead, kPitch> window;
-                window.load(x + c * x_plane_pitch + source * x_row_pitch);
-#pragma unroll
-                for (int t = 0; t < Rows::kTile; ++t) {
-                    const int r = Rows::tap(t, source);
-                    // Outside of dy nothing is added, for zero times infinity is not zero.
-                    if (r == Rows::kNone || (!kIsWhole && t >= rows)) continue;
-#pragma unroll
-                    for (int u = 0; u < Columns::kTile; ++u) {
-                        if (!kIsWhole && u >= columns) continue;
-#pragma unroll
-                        for (int s = 0; s < S::kS; ++s) {
-                            sums[c * S::kTaps + r * S::kS + s] +=
-                                upstream[t].at(u) * window.at(Columns::source(u, s));
-                        }
-                    }
-                }
-            }
-        }
-    }
-};
-
-// A thread's sums where it owns a tile of taps; those of a run of dy columns are added to long ones
-// with compensation.
-template <typename S>
-struct Spread {
-    using T = typename S::Value;
-    using Rows = typename S::Rows;
-    using Columns = typename S::Columns;
-    float sums[Rows::kTile][Columns::kTile] = {};
-    float totals[Rows::kTile][Columns::kTile] = {};
-    float bias = 0;
-
-    // Adds the products of one part of dy, of whose runs of columns this thread takes every `runs`th;
-    // `chain` rows of a run are one chain of additions.
-    __device__ __forceinline__ void add(const T* x, int x_row_pitch, const T* y, int y_row_pitch,
-                                        int rows, int columns, int first_run, int runs, int chain) {
-        for (int row = 0; row < rows; row += chain) {
-            add_rows(x + row * S::kStrideH * x_row_pitch, x_row_pitch, y + row * y_row_pitch,
-                     y_row_pitch, min(chain, rows - row), columns, first_run, runs);
-        }
-    }
-
-  private:
-    // Adds the products of kColumns neighbouring columns of dy, at all its rows.
-    template <typename XWindow, int kColumns>
-    __device__ __forceinline__ void add_columns(const T* x, int x_row_pitch, const T* y,
-                                                int y_row_pitch, int rows) {
-        const int sources = S::kDilationH * (Rows::kTile - 1) + S::kStrideH * (rows - 1) + 1;
-        for (int source = 0; source < sources; ++source) {
-            XWindow window;
-            window.load(x + source * x_row_pitch);
-#pragma unroll
-            for (int t = 0; t < Rows::kTile; ++t) {
-                const int distance = source - S::kDilationH * t;
-                const int p = distance / S::kStrideH;
-                if (distance < 0 || distance % S::kStrideH != 0 || p >= rows) continue;
-                Window<T, Axis<false, 1, 1, 0, 1, kColumns>, 0> upstream;
-                upstream.load(y + p * y_row_pitch);
-#pragma unroll
-                for (int q = 0; q < kColumns; ++q) {
-#pragma unroll
-                    for (int s = 0; s < Columns::kTile; ++s) {
-                        sums[t][s] += upstream.at(q) * window.at(Columns::source(s, q));
-                    }
-                }
-            }
-        }
-    }
-
-    __device__ __forceinline__ void add_rows(const T* x, int x_row_pitch, const T* y,
-                                             int y_row_pitch, int rows, int columns, int first_run,
-                                             int runs) {
-        using One = Axis<false, 1, S::kDilationW, Columns::kOffset, S::kStrideW, Columns::kTile>;
-        for (int q = first_run * S::kRun; q < columns; q += runs * S::kRun) {
-            if (q + S::kRun <= columns) {
-                add_columns<Window<T, Columns, S::kLead>, S::kRun>(x + q * S::kStrideW, x_row_pitch,
-                                                                   y + q, y_row_pitch, rows);
-            } else {
-                for (int one = q; one < columns; ++one) {
-                    add_columns<Window<T, One, S::kLead, 1, 1>, 1>(x + one * S::kStrideW, x_row_pitch,
-                                                                y + one, y_row_pitch, rows);
-                }
-            }
-#pragma unroll
-            for (int t = 0; t < Rows::kTile; ++t) {
-#pragma unroll
-                for (int s = 0; s < Columns::kTile; ++s) add_compensated(totals[t][s], sums[t][s]);
-            }
-        }
-    }
-};
-
-// Adds the totals that the threads of a bundle hold of the same taps, in a fixed order.
-template <typename S>
-__device__ void add_spread(Spread<S>& mine, double* scratch, double* totals, int bundles, int runs) {
-    using Rows = typename S::Rows;
-    using Columns = typename S::Columns;
-    constexpr int kTiles = S::kTapRows * S::kTapColumns;
-    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-#pragma unroll
-    for (int t = 0; t < Rows::kTile; ++t) {
-        __syncthreads();
-#pragma unroll
-        for (int s = 0; s < Columns::kTile; ++s) {
-            scratch[s * threads + thread] = double{mine.totals[t][s]} + double{mine.sums[t][s]};
-        }
-        __syncthreads();
-        for (int task = thread; task < bundles * kTiles * Columns::kTile; task += threads) {
-            const int s = task % Columns::kTile, tile = task / Columns::kTile % kTiles;
-            const int bundle = task / Columns::kTile / kTiles;
-            const int row = tile / S::kTapColumns * Rows::kTile + t;
-            const int column = tile % S::kTapColumns * Columns::kTile + s;
-            if (row >= S::kR || column >= S::kS) continue;
-            double total = 0;
-            for (int run = 0; run < runs; ++run) {
-                total += scratch[s * threads + (bundle * runs + run) * kTiles + tile];
-            }
-            totals[bundle * S::kValues + row * S::kS + column] = total;
-        }
-    }
-    // The bias gradient: every thread has summed some elements of dy.
-    __syncthreads();
-    scratch[thread] = mine.bias;
-    __syncthreads();
-    if (thread < bundles) {
-        double total = 0;
-        for (int i = 0; i < runs * kTiles; ++i) total += scratch[thread * runs * kTiles + i];
-        totals[thread * S::kValues + S::kValues - 1] = total;
-    }
-    __syncthreads();
-}
-
 // Where a pair's value `index` belongs: an element of dw, or of db; nowhere if it is of a filter or
 // channel that does not exist, or a bias gradient that is not this bundle's.
 template <typename S, typename Store>
@@ -381,8 +159,8 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem,
           channel * strides[0] + c * strides[1] + r * strides[2] + s * strides[3]);
 }
 
-// Sums a block's share. `partial` holds [split][dw contiguous, then db] in float64; with one split the
-// results go to their tensors at once.
+// Sums a block's share. `partial` holds [split][dw contiguous, then db] in float64; with one split
+// the results go to their tensors at once.
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     weight_gradient(const WeightProblem problem, const WeightCut cut,
@@ -426,20 +204,19 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int y_columns = static_cast<int>(problem.part_size[1]);
     const int y_plane_pitch = S::kInterleaved ? 1 : y_tile_rows<S>(problem) * y_row_pitch;
     const int height = static_cast<int>(problem.x_size[0]);
-    const auto loader_of = [&](int planes, int rows, int columns, const std::int64_t(&size)[2],
-                               const std::int64_t(&strides)[4], RowPlan plan) {
+    const auto loader_of = [&](int planes, int rows, int columns, const std::int64_t (&size)[2],
+                               const std::int64_t (&strides)[4], RowPlan plan) {
         if constexpr (S::kWholeRows) {
             return RowLoader<T>(static_cast<int>(size[1]), plan, strides[2], columns);
         } else {
-            return TileLoader<T, S::kInterleaved>(TileShape{
-                planes, rows, columns, static_cast<int>(size[0]), static_cast<int>(size[1]),
-                strides[1], strides[2], strides[3], plan.run});
+            return TileLoader<T, S::kInterleaved>(
+                TileShape{planes, rows, columns, static_cast<int>(size[0]),
+                          static_cast<int>(size[1]), strides[1], strides[2], strides[3], plan.run});
         }
     };
-    const auto x_loader = loader_of(static_cast<int>(problem.bundles) * S::kChannels,
-                                    static_cast<int>(problem.x_rows),
-                                    static_cast<int>(problem.x_row_pitch), problem.x_size,
-                                    problem.x_strides, x_plan);
+    const auto x_loader = loader_of(
+        static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows),
+        static_cast<int>(problem.x_row_pitch), problem.x_size, problem.x_strides, x_plan);
     const auto y_loader =
         loader_of(static_cast<int>(problem.bundles) * filters, y_rows,
                   static_cast<int>(problem.y_row_pitch), problem.y_size, problem.y_strides, y_plan);
@@ -448,10 +225,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const auto bundle = cut.bundle<S>(problem, first_bundle);
     const std::int64_t first_channel = bundle.group * problem.channels + bundle.first_channel;
     const std::int64_t first_filter = bundle.group * problem.filters + bundle.first_filter;
-    const int x_planes = static_cast<int>(
-        min(std::int64_t{bundles_here} * S::kChannels, problem.groups * problem.channels - first_channel));
-    const int y_planes = static_cast<int>(
-        min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
+    const int x_planes = static_cast<int>(min(std::int64_t{bundles_here} * S::kChannels,
+                                              problem.groups * problem.channels - first_channel));
+    const int y_planes =
+        static_cast<int>(min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
     // The first row of x that a part of dy meets, and the first one in its tile's memory.
     const auto first_row_of = [&](int y_row) { return y_row * S::kStrideH - Rows::kOffset; };
     const auto first_row_at = [&](int y_row) {
@@ -468,11 +245,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             const int met_rows =
                 (static_cast<int>(problem.pair_threads[0]) - 1) * Rows::kAdvance + Rows::kExtent;
             const int rows = min(first_row_of(y_row) + met_rows, height) - x_row;
-            x_loader.template load<S::kPadsColumns>(stage + S::kLeft, x_plane_pitch, from_x,
-                                                    problem.x_strides[1], x_planes, rows, S::kLeft);
+            x_loader.template load<Columns::kZerosBefore, Columns::kZerosAfter>(
+                stage + S::kLeft, x_plane_pitch, from_x, problem.x_strides[1], x_planes, rows);
             const int rows_here = min(y_rows, static_cast<int>(problem.y_size[0]) - y_row);
-            y_loader.template load<false>(stage + places.y, y_plane_pitch, from_y,
-                                          problem.y_strides[1], y_planes, rows_here, 0);
+            y_loader.template load<0, 0>(stage + places.y, y_plane_pitch, from_y,
+                                         problem.y_strides[1], y_planes, rows_here);
         } else {
             const int x_column = y_column * S::kStrideW - Columns::kOffset - S::kLead;
             x_loader.load(stage, from_x + x_column * problem.x_strides[3], x_row, x_column,
@@ -508,7 +285,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             if constexpr (S::kSpreads) {
                 // Threads down are runs of columns, threads across are tiles of taps.
                 const T* corner =
-                    x_plane + my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
+                    x_plane +
+                    my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, rows, columns, my_row,
                          static_cast<int>(problem.pair_threads[0]), chain);
@@ -607,9 +385,11 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     const WeightCut cut = WeightCut::of<S>(problem);
     const std::int64_t blocks = cut.sets * problem.splits;
     if (blocks > 0x7fffffff || cut.items > 0x7fffffff) return "depthwise: there are too many tiles";
+    const std::int64_t row = S::kLeft + problem.x_size[1] + S::Columns::kZerosAfter;
+    if (S::kWholeRows && row > problem.x_row_pitch) return "depthwise: a tile's rows are too short";
     const WeightShared<S> places(problem);
-    const auto plan = [&](const T* tensor, const std::int64_t(&size)[2],
-                          const std::int64_t(&strides)[4], std::int64_t rows) {
+    const auto plan = [&](const T* tensor, const std::int64_t (&size)[2],
+                          const std::int64_t (&strides)[4], std::int64_t rows) {
         const int run = longest_run<T>(tensor, S::kInterleaved ? problem.groups : size[1], strides,
                                        S::kInterleaved);
         return plan_rows(static_cast<int>(size[1]), run, static_cast<int>(rows),
@@ -627,10 +407,10 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
-        error = launch(add_parts<S>, dim3(static_cast<unsigned>((count + kAddThreads - 1) / kAddThreads)),
-                       dim3(kAddThreads), 0,
-                       stream, problem, static_cast<const double*>(partial), gradient,
-                       bias_gradient);
+        error = launch(add_parts<S>,
+                       dim3(static_cast<unsigned>((count + kAddThreads - 1) / kAddThreads)),
+                       dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial),
+                       gradient, bias_gradient);
     }
     return error;
 }

@@ -70,8 +70,8 @@ const char* run_grid(void (*thread)(const void* context), const void* context, d
 // The running block's dynamic shared memory: exactly as many bytes as the launch asked for.
 void* shared_memory();
 
-// What the lane whose number differs by `lane_mask` gives at its own call; returns when all lanes of
-// the warp have called it.
+// What the lane whose number differs by `lane_mask` gives at its own call; returns when all lanes
+// of the warp have called it.
 std::uint64_t exchange(std::uint64_t bits, int lane_mask, int line);
 
 template <typename To, typename From>
