@@ -368,7 +368,10 @@ def test_what_it_cannot_do_it_says(name: str) -> None:
 
 @pytest.mark.parametrize("layer", [ORDINARY, LARGE, NARROW], ids=["3x3", "31x31", "narrow"])
 def test_a_hundred_image_sizes_need_a_handful_of_compilations(layer: Case) -> None:
-    """A handful: blocks of 128 or 256 threads, and tiles that shared memory holds twice or once."""
+    """A handful: tiles of whole rows or not, of which shared memory holds two or one.
+
+    A weight gradient of few terms has smaller tiles besides, for the sake of its error.
+    """
     for direction in Direction:
         specs = [
             replace(layer, size=(height, width), batch=height).specs()[direction]
@@ -377,7 +380,7 @@ def test_a_hundred_image_sizes_need_a_handful_of_compilations(layer: Case) -> No
         ]
         sources = {depthwise.source(spec, depthwise.configure(spec, 132)) for spec in specs}
         assert len({source.name for source in sources}) == 1
-        assert len(sources) <= 4
+        assert len(sources) <= (8 if direction is Direction.GRAD_WEIGHT else 4)
 
 
 @pytest.mark.parametrize("multiprocessors", [4, 132])

@@ -56,6 +56,3 @@ class Family(Protocol):
 
     def writable(self, direction: Direction) -> frozenset[int]:
         """Places of the tensors that the kernel writes."""
-
-    def specialisations(self) -> list[KernelSource]:
-        """Kernels that between them reach all of the family's device code, to test compilers on."""
