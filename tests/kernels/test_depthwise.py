@@ -48,6 +48,8 @@ LAYERS = {
     "no-tap-in-a-phase": replace(ORDINARY, stride=(3, 2), dilation=(3, 2), size=(8, 9)),
     "stride-beyond-the-filter": replace(ORDINARY, stride=(7, 5), size=(15, 16)),
     "common-factor": replace(ORDINARY, stride=(2, 4), dilation=(2, 2), padding=(2, 3)),
+    # Whole rows of copied vectors, and one zero beyond, which a tile has to have room for.
+    "stride-2": replace(ORDINARY, stride=(2, 2), groups=2, size=(8, 56)),
     "mostly-padding": replace(ORDINARY, kernel_size=(2, 2), padding=(6, 7)),
     "7x7": replace(ORDINARY, kernel_size=(7, 7), padding=(3, 3)),
     "7x7-float16": replace(
@@ -244,7 +246,7 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, case: Case) -> tuple[Tensor, Ten
     [
         ORDINARY,
         replace(ORDINARY, batch=1, groups=2, size=(4, 510)),
-        replace(LAYERS["common-factor"], size=(8, 22)),
+        replace(LAYERS["common-factor"], size=(9, 22)),
         LAYERS["3-to-5"],
         replace(LARGE, size=(4, 45)),
     ],
@@ -255,8 +257,8 @@ def test_inf_and_nan_reach_just_what_they_meet(device: str, case: Case, value: f
     x, w, _ = case.tensors(device)
     y = torch.conv2d(x, w, None, *case.geometry)
     dy = case.upstream(y)
-    for column in (1, 5, -1):
-        place = (-1, 1, 2, column)
+    for row, column in ((2, 1), (0, 5), (-1, -1)):
+        place = (-1, 1, row, column)
         bad_x, bad_dy, one = x.clone(), dy.clone(), torch.zeros_like(x).double()
         bad_x[place], bad_dy[place], one[place] = value, value, 1.0
         one_dy = torch.zeros_like(y).double()
@@ -335,7 +337,7 @@ REFUSED = {
     ),
     "tall-filter": (
         replace(NARROW, batch=1, size=(700, 90), kernel_size=(31, 3), dilation=(20, 1)),
-        (Direction.FORWARD, Direction.GRAD_WEIGHT),
+        tuple(Direction),
         "its filter reaches too far for a tile in shared memory",
     ),
 }
