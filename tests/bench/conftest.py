@@ -9,7 +9,6 @@ from typing import Any
 import pytest
 import torch
 
-from convsmith import planner
 from convsmith.bench import accuracy, ceilings, digest, memory, timing
 from convsmith.bench.record import Record, Row
 from convsmith.bench.selections import RECORDED
@@ -81,7 +80,7 @@ def invented_row(suite: str, layer: Layer, direction: Direction, precision: Prec
         "direction": direction.value,
         "precision": precision.value,
         "layout": "nchw",
-        "kernel": planner.KERNELS[0],
+        "kernel": "direct",
         "run": 0,
         "floor_ms": floor,
         "predicted_ms": 1.5 * floor,
