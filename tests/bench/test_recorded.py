@@ -31,7 +31,7 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 #   No other test failed.
 # - One weight gradient, each element a sum of 49 terms, has a largest error 3% above PyTorch's. Its
 #   rms error is 17% below.
-# - Most layers with groups=1 were not measured again. Of `direct`, which ran seven of their rows
+# - Most layers with groups=1 were not measured again. Of `direct`, which ran six of their rows
 #   before, only the place of its code for compensated sums changed. Its GPU tests passed.
 DENSE = (
     *("deeplab_dil12", "kb56", "kb62", "kb63", "kb80", "kb86", "kb87"),
