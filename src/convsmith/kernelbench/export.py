@@ -82,6 +82,7 @@ def exported_text(problem: Path) -> str:
     own_code = carried(files.read(problem))
     template = Template(resources.files(__package__).joinpath("model_new.py.in").read_text())
     code = template.safe_substitute(
+        dtypes=", ".join(map(str, spec.supported_dtypes())),
         cuda="\n\n".join(map(_cuda_constant, FAMILIES)),
         planning_types=definitions_of(spec, _TYPES),
         planning_functions=carried(definitions_of(spec, _FUNCTIONS)),
