@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from types import SimpleNamespace
 
 import pytest
@@ -85,6 +86,11 @@ def spec(
     )
 
 
+# Two depthwise layers, in any class and direction.
+kb82 = partial(spec, (16, 64, 512, 512), 64, (3, 3), groups=64)
+stage = partial(spec, (128, 384, 56, 56), 384, (3, 3), padding=1, groups=384)
+
+
 @pytest.mark.usefixtures("capability")
 @pytest.mark.parametrize(
     ("wanted", "kernel"),
@@ -93,60 +99,23 @@ def spec(
         pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
         pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "torch", id="winograd"),
         pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "torch", id="pointwise"),
-        pytest.param(spec((16, 64, 512, 512), 64, (3, 3), groups=64), "depthwise", id="depthwise"),
+        pytest.param(kb82(), "depthwise", id="depthwise"),
+        pytest.param(kb82(precision=Precision.TF32), "depthwise", id="depthwise-tf32"),
         pytest.param(
-            spec((16, 64, 512, 512), 64, (3, 3), groups=64, precision=Precision.TF32),
-            "depthwise",
-            id="depthwise-tf32",
-        ),
-        pytest.param(
-            spec(
-                (16, 64, 512, 512),
-                64,
-                (3, 3),
-                groups=64,
-                precision=Precision.FLOAT16,
-                dtype=torch.float16,
-            ),
+            kb82(precision=Precision.FLOAT16, dtype=torch.float16),
             "depthwise",
             id="depthwise-float16",
         ),
         pytest.param(
-            spec(
-                (16, 64, 512, 512),
-                64,
-                (3, 3),
-                groups=64,
-                precision=Precision.FLOAT64,
-                dtype=torch.float64,
-            ),
-            "torch",
-            id="depthwise-float64",
+            kb82(precision=Precision.FLOAT64, dtype=torch.float64), "torch", id="depthwise-float64"
         ),
         pytest.param(
-            spec(
-                (128, 384, 56, 56),
-                384,
-                (3, 3),
-                padding=1,
-                groups=384,
-                precision=Precision.TF32,
-                direction=Direction.GRAD_INPUT,
-            ),
+            stage(precision=Precision.TF32, direction=Direction.GRAD_INPUT),
             "depthwise",
             id="depthwise-grad-input",
         ),
         pytest.param(
-            spec(
-                (128, 384, 56, 56),
-                384,
-                (3, 3),
-                padding=1,
-                groups=384,
-                direction=Direction.GRAD_WEIGHT,
-            ),
-            "depthwise",
-            id="depthwise-grad-weight",
+            stage(direction=Direction.GRAD_WEIGHT), "depthwise", id="depthwise-grad-weight"
         ),
         pytest.param(
             spec((32, 128, 112, 112), 128, (3, 3), padding=1, groups=32), "depthwise", id="narrow"

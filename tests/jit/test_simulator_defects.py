@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, replace
-from pathlib import Path
 from typing import Any
 
 import pytest
@@ -210,7 +209,7 @@ def test_a_missing_barrier_of_direct(numbers: tuple[int, ...], case: Case) -> No
 def test_a_missing_barrier_of_depthwise(numbers: tuple[int, ...]) -> None:
     """Some are for one or two stages only, or for one kind of sums: one case has to fail."""
     substitutions = without_barriers("depthwise", numbers)
-    header = Path(str(_FOLDER.joinpath("depthwise_convolve.cuh"))).read_text()
+    header = _FOLDER.joinpath("depthwise_convolve.cuh").read_text()
     cases = CONVOLVE if substitutions[0][0] in header else WEIGHT
     assert any(fails(case, *substitutions) for case in cases)
 

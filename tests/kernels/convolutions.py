@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
 
+import convsmith
 from convsmith import execute
 from convsmith.spec import ConvSpec, Direction, Pair
 
@@ -79,6 +81,32 @@ class Case:
     @property
     def geometry(self) -> tuple[Pair, Pair, Pair, int]:
         return self.stride, self.padding, self.dilation, self.groups
+
+
+PLAIN = Case(
+    batch=2,
+    group_channels=5,
+    group_filters=9,
+    groups=1,
+    size=(9, 13),
+    kernel_size=(3, 3),
+    stride=(1, 1),
+    padding=(1, 1),
+    dilation=(1, 1),
+    has_bias=True,
+    dtype=torch.float32,
+    layout="nchw",
+    seed=0,
+)
+
+
+@contextmanager
+def on_poisoned_memory(kernel: str) -> Iterator[None]:
+    """All convolutions, of CPU tensors too, run on ``kernel`` and find NaN in new memory."""
+    torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
+    with convsmith.use_kernel(kernel), convsmith.simulator():
+        yield
+    torch.use_deterministic_algorithms(False)
 
 
 def in_layout(x: Tensor, layout: str) -> Tensor:

@@ -12,7 +12,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LAYOUTS, Case, check, in_layout, narrow_layers
+from convolutions import LAYOUTS, PLAIN, Case, check, in_layout, narrow_layers, on_poisoned_memory
 from hypothesis import HealthCheck, assume, given, settings
 from torch import Tensor
 from torch.nn import functional
@@ -24,21 +24,7 @@ from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import depthwise
 from convsmith.spec import Direction
 
-ORDINARY = Case(
-    batch=2,
-    group_channels=1,
-    group_filters=1,
-    groups=9,
-    size=(9, 13),
-    kernel_size=(3, 3),
-    stride=(1, 1),
-    padding=(1, 1),
-    dilation=(1, 1),
-    has_bias=True,
-    dtype=torch.float32,
-    layout="nchw",
-    seed=0,
-)
+ORDINARY = replace(PLAIN, group_channels=1, group_filters=1, groups=9)
 CHANNELS_LAST = replace(ORDINARY, layout="channels_last", upstream_layout="channels_last")
 NARROW = replace(ORDINARY, group_channels=4, group_filters=4, groups=3)
 LARGE = replace(ORDINARY, groups=2, size=(12, 13), kernel_size=(31, 31), padding=(15, 15))
@@ -120,10 +106,8 @@ def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """A device whose convolutions all run on the depthwise family, from poisoned memory."""
     if request.param == "cuda":
         compile_what_the_tests_run(torch.device("cuda", torch.cuda.current_device()))
-    torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
-    with convsmith.use_kernel("depthwise"), convsmith.simulator():
+    with on_poisoned_memory("depthwise"):
         yield request.param
-    torch.use_deterministic_algorithms(False)
 
 
 def compile_what_the_tests_run(device: torch.device) -> None:

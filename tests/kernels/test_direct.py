@@ -7,7 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LAYOUTS, Case, cases, check
+from convolutions import LAYOUTS, PLAIN, Case, cases, check, on_poisoned_memory
 from hypothesis import HealthCheck, given, settings
 
 import convsmith
@@ -15,32 +15,14 @@ from convsmith import execute
 from convsmith.kernels import direct
 from convsmith.spec import ConvSpec, Direction
 
-ORDINARY = Case(
-    batch=2,
-    group_channels=5,
-    group_filters=9,
-    groups=1,
-    size=(9, 13),
-    kernel_size=(3, 3),
-    stride=(1, 1),
-    padding=(1, 1),
-    dilation=(1, 1),
-    has_bias=True,
-    dtype=torch.float32,
-    layout="nchw",
-    seed=0,
-)
-
 
 @pytest.fixture(
     scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
 )
 def device(request: pytest.FixtureRequest) -> Iterator[str]:
     """A device whose convolutions all run on the direct family, from poisoned memory."""
-    torch.use_deterministic_algorithms(True)  # which fills new tensors with NaN
-    with convsmith.use_kernel("direct"), convsmith.simulator():
+    with on_poisoned_memory("direct"):
         yield request.param
-    torch.use_deterministic_algorithms(False)
 
 
 @settings(
@@ -59,12 +41,12 @@ def test_any_convolution(device: str, case: Case) -> None:
     "dtype", [torch.float32, torch.float64, torch.float16, torch.bfloat16], ids=str
 )
 def test_dtypes_and_layouts(device: str, dtype: torch.dtype, layout: str) -> None:
-    check(replace(ORDINARY, dtype=dtype, layout=layout), device)
+    check(replace(PLAIN, dtype=dtype, layout=layout), device)
 
 
 @pytest.mark.parametrize("rows", [1, 8, 9, 16, 17, 32, 33, 64, 65])
 def test_every_tile_and_its_edges(device: str, rows: int) -> None:
-    check(replace(ORDINARY, group_filters=rows, group_channels=rows), device)
+    check(replace(PLAIN, group_filters=rows, group_channels=rows), device)
 
 
 @pytest.mark.parametrize(
@@ -85,12 +67,12 @@ def test_every_tile_and_its_edges(device: str, rows: int) -> None:
     ],
 )
 def test_awkward_geometry(device: str, changes: dict[str, object]) -> None:
-    check(replace(ORDINARY, **changes), device)
+    check(replace(PLAIN, **changes), device)
 
 
 def test_weight_gradient_in_parts_is_exact_and_repeatable(device: str) -> None:
     """Enough positions that the terms are cut up and their partial sums added."""
-    case = replace(ORDINARY, size=(45, 41), group_channels=2, group_filters=3)
+    case = replace(PLAIN, size=(45, 41), group_channels=2, group_filters=3)
     x, w, _ = case.tensors(device)
     spec = ConvSpec.of(Direction.GRAD_WEIGHT, x, w, True, *case.geometry)
     assert direct.configure(spec, multiprocessors=4).splits > 1
@@ -102,10 +84,10 @@ def test_weight_gradient_in_parts_is_exact_and_repeatable(device: str) -> None:
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])
 def test_inf_and_nan_reach_just_their_outputs(device: str, value: float) -> None:
-    x, w, b = ORDINARY.tensors(device)
+    x, w, b = PLAIN.tensors(device)
     x[1, 2, 4, 5] = value
-    y = execute.forward(x, w, b, *ORDINARY.geometry)
-    expected = torch.conv2d(x.double(), w.double(), b.double(), *ORDINARY.geometry)
+    y = execute.forward(x, w, b, *PLAIN.geometry)
+    expected = torch.conv2d(x.double(), w.double(), b.double(), *PLAIN.geometry)
     touched = torch.zeros_like(y, dtype=torch.bool)
     touched[1, :, 3:6, 4:7] = True
     assert torch.equal(~torch.isfinite(y), touched)
