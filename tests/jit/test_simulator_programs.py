@@ -65,7 +65,7 @@ def program_of(source: KernelSource = SOURCE) -> int:
 def is_running(program: int) -> bool:
     try:
         return "\nState:\tZ" not in Path(f"/proc/{program}/status").read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
 
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import time
 from pathlib import Path
 
 import pytest
 
+from convsmith.kernelbench import supervise as supervise_module
 from convsmith.kernelbench.supervise import (
     Ending,
     Limits,
@@ -146,8 +148,19 @@ def runs(state: Path) -> bool:
     """Whether a process is there and no zombie that nobody has waited for."""
     try:
         return ") Z " not in state.read_text()
-    except FileNotFoundError:
+    except (FileNotFoundError, ProcessLookupError):
         return False
+
+
+def test_processes_that_end_while_they_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
+    def of_an_ended_process(*arguments: object, **named: object) -> None:
+        raise ProcessLookupError(errno.ESRCH, "No such process")
+
+    session = os.getsid(0)
+    assert supervise_module._resident(session) > 0
+    monkeypatch.setattr(os, "stat", of_an_ended_process)
+    monkeypatch.setattr(Path, "read_text", of_an_ended_process)
+    assert supervise_module._resident(session) == 0
 
 
 def test_nonsense_among_the_messages_is_ignored() -> None:

@@ -240,12 +240,15 @@ def _resident(session: int) -> int:
 
 def _processes(session: int) -> Iterator[tuple[int, int]]:
     """(process, resident pages) of every process of a session."""
-    for status in Path("/proc").glob("[0-9]*/stat"):
-        with suppress(OSError):  # it ended between the two looks
-            # The name, in parentheses, may hold anything; the fields are counted after it.
-            fields = status.read_text().rpartition(")")[2].split()
-            if int(fields[3]) == session:
-                yield int(status.parent.name), int(fields[21])
+    for identifier in filter(str.isdecimal, os.listdir("/proc")):
+        try:
+            status = Path("/proc", identifier, "stat").read_text()
+        except OSError:  # it ended between the two looks
+            continue
+        # The name, in parentheses, may hold anything; the fields are counted after it.
+        fields = status.rpartition(")")[2].split()
+        if int(fields[3]) == session:
+            yield int(identifier), int(fields[21])
 
 
 def _field(path: Path, name: str) -> int:
