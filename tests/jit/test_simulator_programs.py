@@ -6,12 +6,12 @@ import os
 import signal
 import struct
 import threading
-import time
 from pathlib import Path
 
 import pytest
 import torch
 from child_process import StartChild
+from processes import is_running, wait_until_ended
 from torch import Tensor
 
 from convsmith.errors import (
@@ -62,20 +62,6 @@ def program_of(source: KernelSource = SOURCE) -> int:
     return simulator._servers[source]._process.pid
 
 
-def is_running(program: int) -> bool:
-    try:
-        return "\nState:\tZ" not in Path(f"/proc/{program}/status").read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
-
-
-def wait_until_ended(program: int) -> None:
-    deadline = time.monotonic() + 20
-    while is_running(program):
-        assert time.monotonic() < deadline, f"process {program} is still there"
-        time.sleep(0.02)
-
-
 @pytest.fixture
 def no_programs() -> None:
     """As in a process that has not simulated anything."""
@@ -93,7 +79,7 @@ def test_a_program_that_was_killed_is_started_again() -> None:
     assert works()
     program = program_of()
     os.kill(program, signal.SIGKILL)
-    wait_until_ended(program)
+    wait_until_ended(program, 20)
     assert works()
 
 
@@ -149,14 +135,14 @@ assert os.wait()[1] == 0
 
 def test_no_program_outlives_its_process(start_child: StartChild) -> None:
     ended = start_child(ADD_ONE_IN_A_CHILD + "add_one(10)")
-    wait_until_ended(int(ended.output()))
+    wait_until_ended(int(ended.output()), 20)
 
     killed = start_child(ADD_ONE_IN_A_CHILD + "import time; add_one(10); time.sleep(120)")
     assert killed.stdout is not None
     program = int(killed.stdout.readline())
     assert is_running(program)
     killed.kill()
-    wait_until_ended(program)
+    wait_until_ended(program, 20)
 
 
 def test_an_interrupted_launch_leaves_nothing_behind(

@@ -8,6 +8,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import wait_until_ended
 
 from convsmith.kernelbench import supervise as supervise_module
 from convsmith.kernelbench.supervise import (
@@ -138,18 +139,7 @@ def test_processes_that_a_child_leaves_are_ended() -> None:
     ending, messages = watch("leaves processes")
     assert ending.finished
     for identifier in messages[1]["case"].split():
-        until = time.monotonic() + 10
-        while runs(Path("/proc", identifier, "stat")):
-            assert time.monotonic() < until
-            time.sleep(0.01)
-
-
-def runs(state: Path) -> bool:
-    """Whether a process is there and no zombie that nobody has waited for."""
-    try:
-        return ") Z " not in state.read_text()
-    except (FileNotFoundError, ProcessLookupError):
-        return False
+        wait_until_ended(int(identifier), 10)
 
 
 def test_processes_that_end_while_they_are_counted(monkeypatch: pytest.MonkeyPatch) -> None:
