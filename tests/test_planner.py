@@ -212,6 +212,7 @@ class StubFamily:
         least_capability: tuple[int, int] = (7, 0),
     ) -> None:
         self.NAME, self.LEAST_CAPABILITY = name, least_capability
+        self.MOST_CAPABILITY, self.SIMULATION = (99, 0), 0
         self._ms, self._obstacle = ms, obstacle
 
     def obstacle(self, spec: ConvSpec) -> str | None:

@@ -84,7 +84,8 @@ def forward_launch(
 def run_forward(launch: Launch, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
     """y, by the launch that ``forward_launch`` gave for tensors like these."""
     output = _result(launch.plan, input)
-    launch(input, weight, None if bias is None else bias.contiguous(), output)
+    bias = None if bias is None else bias.contiguous()
+    launch(input, weight, bias, output, _workspace(launch.plan, input))
     return output
 
 
@@ -116,7 +117,7 @@ def input_gradient(
         )[0]
         return _laid_out(input_grad, input_like, weight)
     input_grad = _result(launch.plan, grad_output)
-    launch(grad_output, weight, input_grad)
+    launch(grad_output, weight, input_grad, _workspace(launch.plan, grad_output))
     return input_grad
 
 
@@ -155,9 +156,7 @@ def weight_gradient(
         )
         return _laid_out(weight_grad, input, weight_like), bias_grad
     weight_grad = _result(launch.plan, grad_output)
-    workspace = None
-    if launch.plan.workspace_bytes:
-        workspace = grad_output.new_empty(launch.plan.workspace_bytes, dtype=torch.uint8)
+    workspace = _workspace(launch.plan, grad_output)
     launch(grad_output, input, weight_grad, bias_grad, workspace)
     return weight_grad, bias_grad
 
@@ -279,6 +278,11 @@ def _result(plan: Plan, like: Tensor) -> Tensor:
     return torch.empty_strided(
         spec.result_shape, spec.result_strides, dtype=spec.dtype, device=like.device
     )
+
+
+def _workspace(plan: Plan, like: Tensor) -> Tensor | None:
+    size = plan.workspace_bytes
+    return like.new_empty(size, dtype=torch.uint8) if size else None
 
 
 def _laid_out(result: Tensor, input: Tensor, weight: Tensor) -> Tensor:

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from convsmith import jit
 from convsmith.jit import simulator
+from convsmith.kernels.family import places_written
 from convsmith.kernels.source import KernelSource
 from convsmith.planner import Plan, architecture_of
 from convsmith.spec import extent
@@ -57,7 +58,7 @@ class SimulatedLaunch:
         self.plan = plan
         self._problem = plan.family.problem(plan.spec, plan.configuration)
         self._source = plan.family.source(plan.spec, plan.configuration)
-        self._writable = plan.family.writable(plan.spec.direction)
+        self._writable = places_written(plan.spec.direction)
 
     def __call__(self, *tensors: Tensor | None) -> None:
         simulate(self._source, self._problem, tensors, self._writable)

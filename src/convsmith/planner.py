@@ -238,13 +238,16 @@ def plan_for(
         return _ranked_plan(spec, device, able, kernel)
     if kernel == TORCH:
         return _pytorch_plan(spec, device, _BY_NAME)
-    return _simulated_plan(spec, kernel or able[0])
+    return _simulated_plan(spec, kernel or min(able, key=lambda name: FAMILIES[name].SIMULATION))
 
 
 def architecture_of(device: torch.device) -> str:
-    """What to compile for: ``sm_90`` and the like, as the device's compute capability says."""
+    """What to compile for: ``sm_80`` and the like, as the device's compute capability says.
+
+    For Hopper that is ``sm_90a``, which has its warpgroup instructions too.
+    """
     major, minor = torch.cuda.get_device_capability(device)
-    return f"sm_{major}{minor}"
+    return f"sm_{major}{minor}" + ("a" if (major, minor) == (9, 0) else "")
 
 
 def _require_known(kernel: str) -> None:
@@ -265,8 +268,11 @@ def _obstacle(family: Family, spec: ConvSpec, device: torch.device, simulate: bo
         )
     if torch.version.hip is not None:
         return "own kernels are CUDA kernels, and this PyTorch is built for ROCm"
-    if torch.cuda.get_device_capability(device) < family.LEAST_CAPABILITY:
+    capability = torch.cuda.get_device_capability(device)
+    if capability < family.LEAST_CAPABILITY:
         return f"its GPU is older than compute capability {family.LEAST_CAPABILITY}"
+    if capability > family.MOST_CAPABILITY:
+        return f"its GPU is newer than compute capability {family.MOST_CAPABILITY}"
     return family.obstacle(spec)
 
 

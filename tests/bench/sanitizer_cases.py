@@ -99,6 +99,8 @@ CASES = (
     # One channel a group.
     Case("dw 3x3", (2, 5, 17, 33), 5, (3, 3), padding=(1, 1), groups=5),
     Case("dw 3x3, small planes", (9, 3, 7, 7), 3, (3, 3), padding=(1, 1), groups=3),
+    Case("dw 3x3, rows by bulk copies", (1, 2, 40, 132), 2, (3, 3), padding=(1, 1), groups=2),
+    Case("dw 3x3, out by bulk copies", (1, 2, 40, 132), 2, (3, 3), groups=2),
     Case("dw 3x3 dilated", (1, 4, 15, 19), 4, (3, 3), (1, 1), (2, 2), (2, 2), 4),
     Case("dw 3x3 without padding", (2, 3, 10, 37), 3, (3, 3), groups=3),
     Case("dw 3x3, padding beyond the filter", (2, 3, 5, 6), 3, (3, 3), padding=(5, 4), groups=3),

@@ -13,7 +13,7 @@ from convsmith.errors import SimulatorError
 from convsmith.jit import simulator
 from convsmith.jit.simulator import Buffer
 from convsmith.kernels import depthwise, direct
-from convsmith.kernels.family import Family
+from convsmith.kernels.family import Family, places_written
 from convsmith.kernels.source import _FOLDER, KernelSource, render
 from convsmith.spec import ConvSpec, Direction, Pair
 
@@ -70,11 +70,11 @@ class Case:
         bias_gradient = torch.full_like(b, torch.nan)
         workspace = torch.full((max(1, configuration.workspace_bytes // 4),), torch.nan)
         tensors = {
-            Direction.FORWARD: [x, w, b, result],
-            Direction.GRAD_INPUT: [dy, w, result],
+            Direction.FORWARD: [x, w, b, result, workspace],
+            Direction.GRAD_INPUT: [dy, w, result, workspace],
             Direction.GRAD_WEIGHT: [dy, x, result, bias_gradient, workspace],
         }[self.direction]
-        writable = self.family.writable(self.direction)
+        writable = places_written(self.direction)
         simulator.run(
             changed(self.family.source(spec, configuration), *substitutions),
             self.family.problem(spec, configuration),
@@ -110,13 +110,14 @@ GRAD_WEIGHT = Case("grad_weight", direct, Direction.GRAD_WEIGHT, 3, 5, (19, 19))
 IN_PARTS = Case("grad_weight_in_parts", direct, Direction.GRAD_WEIGHT, 3, 5, (33, 33))
 DIRECT = [FORWARD, GRAD_INPUT, GRAD_WEIGHT]
 # Several tiles a block, through one stage of shared memory and through two; weight gradients whose
-# sums are kept by the threads, or spread over them.
+# sums are kept by the threads, or spread over them. Rows of 132 columns come by bulk copies.
 CONVOLVE = [
-    Case(f"{direction.value}_{stages}", depthwise, direction, *sizes, stages=stages)
+    Case(f"{direction.value}_{sizes[2][1]}_{stages}", depthwise, direction, *sizes, stages=stages)
     for stages in (2, 1)
     for direction, *sizes in (
         (Direction.FORWARD, 3, 3, (9, 21), (3, 3), 3, 60, 1),
         (Direction.GRAD_INPUT, 8, 8, (9, 21), (3, 3), 2, 60, 1),
+        (Direction.FORWARD, 3, 3, (40, 132), (3, 3), 3, 2, 1),
     )
 ]
 WEIGHT = [
@@ -124,6 +125,7 @@ WEIGHT = [
     for stages in (2, 1)
     for name, *sizes in (
         ("kept", 3, 3, (9, 21), (3, 3), 3, 60, 1),
+        ("wide", 3, 3, (40, 132), (3, 3), 3, 2, 1),
         ("spread", 3, 3, (9, 13), (9, 9), 3, 60, 1),
     )
 ]

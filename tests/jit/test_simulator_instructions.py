@@ -114,3 +114,50 @@ def test_a_misaligned_run_is_caught(run_bytes: int) -> None:
             copy(run_bytes, storage[offset : offset + count], count)
         with pytest.raises(SimulatorError, match="misaligned address"):
             copy(run_bytes, storage[:count], count, offset)
+
+
+PRODUCT = toy("wgmma")
+MISTAKES = ("kNone", "kReleaseTooEarly", "kReadTooEarly", "kDoNotWait")
+
+
+def product(
+    a: Tensor, b: Tensor, majors: tuple[str, str] = ("k", "k"), mistake: str = "kNone"
+) -> Tensor:
+    """A * B of 16-bit matrices, by one warpgroup of what another one brings."""
+    out = torch.full((64, b.shape[1]), torch.nan)
+    numbers = (b.shape[1], a.shape[1], a.dtype is torch.bfloat16)
+    problem = struct.pack("6q", *numbers, *(one == "mn" for one in majors), MISTAKES.index(mistake))
+    given = [buffer(a), buffer(b), buffer(out, writable=True)]
+    simulator.run(PRODUCT, problem, given, time_limit=60)
+    return out
+
+
+def matrices(columns: int, terms: int, dtype: torch.dtype = torch.float16) -> tuple[Tensor, Tensor]:
+    return torch.randn(64, terms).to(dtype), torch.randn(terms, columns).to(dtype)
+
+
+@pytest.mark.parametrize("majors", [("k", "k"), ("k", "mn"), ("mn", "k"), ("mn", "mn")], ids=str)
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("columns", [64, 128])
+def test_a_warpgroup_multiplies(columns: int, dtype: torch.dtype, majors: tuple[str, str]) -> None:
+    a, b = matrices(columns, 80, dtype)
+    torch.testing.assert_close(
+        product(a, b, majors).double(), a.double() @ b.double(), rtol=0, atol=1e-5
+    )
+
+
+@pytest.mark.parametrize("mistake", ["kReleaseTooEarly", "kReadTooEarly"])
+def test_what_comes_too_early_is_found_out(mistake: str) -> None:
+    """By another result, or by one that depends on the order of threads."""
+    a, b = matrices(64, 80)
+    wrong = False
+    try:
+        wrong = bool((product(a, b, mistake=mistake) - a.double() @ b.double()).abs().max() > 0.5)
+    except SimulatorError as error:
+        wrong = "depends on the order of threads" in str(error)
+    assert wrong
+
+
+def test_products_have_to_be_waited_for() -> None:
+    with pytest.raises(SimulatorError, match="returned without waiting"):
+        product(*matrices(64, 80), mistake="kDoNotWait")

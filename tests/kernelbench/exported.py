@@ -95,7 +95,7 @@ class Simulation:
     @property
     def families(self) -> set[str]:
         """The families of the kernels."""
-        return {name.split("_")[1] for name in self.kernels}
+        return {name.removeprefix("convsmith_").rpartition("_")[0] for name in self.kernels}
 
     def load_inline(self, name: str, cpp_sources: Any, cuda_sources: Any, **options: Any) -> Any:
         kernel = simulated_load_inline(name, cpp_sources, cuda_sources, **options)

@@ -25,11 +25,13 @@ HEADERS = {
         using int64_t = long;
         using uint64_t = unsigned long;
         using uint32_t = unsigned;
+        using int16_t = short;
         using uint16_t = unsigned short;
         using uintptr_t = unsigned long;
         }
     """,
     "type_traits": """
+        #pragma once
         namespace std {
         template <bool, typename First, typename>
         struct conditional { using type = First; };
@@ -37,6 +39,10 @@ HEADERS = {
         struct conditional<false, First, Second> { using type = Second; };
         template <bool kFirst, typename First, typename Second>
         using conditional_t = typename conditional<kFirst, First, Second>::type;
+        template <typename First, typename Second>
+        constexpr bool is_same_v = false;
+        template <typename Type>
+        constexpr bool is_same_v<Type, Type> = true;
         }
     """,
     "cuda_runtime.h": """

@@ -6,6 +6,7 @@ They are taken from where they stand, so that there is one of each.
 from __future__ import annotations
 
 import ast
+import importlib
 import inspect
 import textwrap
 from collections.abc import Collection
@@ -13,10 +14,19 @@ from importlib import resources
 from string import Template
 from types import ModuleType
 
+from convsmith import kernels
+from convsmith.kernels.families import FAMILIES
 from convsmith.kernels.family import Family
 
 # What an exported file calls a family for; whatever those need of its module comes with them.
-_ENTRY_POINTS = ("LEAST_CAPABILITY", "obstacle", "configure", "template_arguments", "problem")
+_ENTRY_POINTS = (
+    "LEAST_CAPABILITY",
+    "MOST_CAPABILITY",
+    "obstacle",
+    "configure",
+    "template_arguments",
+    "problem",
+)
 
 
 def definitions_of(module: ModuleType, names: Collection[str]) -> str:
@@ -30,7 +40,7 @@ def family_function(family: Family) -> str:
     The families' functions have the same names. Inside a function they keep them.
     """
     assert isinstance(family, ModuleType)
-    source = inspect.getsource(family)
+    source = "\n".join(map(inspect.getsource, _modules_of(family)))
     template = Template(resources.files(__package__).joinpath("family.py.in").read_text())
     summary, _, _ = inspect.cleandoc(family.__doc__ or "").partition("\n\n")
     return template.substitute(
@@ -39,6 +49,25 @@ def family_function(family: Family) -> str:
         summary=textwrap.indent(summary, "    ").strip(),
         definitions=textwrap.indent(_text(source, _needed(source), gap="\n\n"), "    "),
     ).rstrip("\n")
+
+
+def _modules_of(family: ModuleType) -> list[ModuleType]:
+    """The modules that make up a family's host side, each after those that it imports from."""
+    found: list[ModuleType] = []
+    for node in ast.parse(inspect.getsource(family)).body:
+        if isinstance(node, ast.ImportFrom) and node.module and _is_part(node.module):
+            found += [
+                module
+                for module in _modules_of(importlib.import_module(node.module))
+                if module not in found
+            ]
+    return [*found, family]
+
+
+def _is_part(module: str) -> bool:
+    """Whether a module is a part of some family: kernels/ has them as <family>_<part>.py."""
+    package, _, name = module.rpartition(".")
+    return package == kernels.__name__ and name.partition("_")[0] in FAMILIES and "_" in name
 
 
 def _needed(source: str) -> set[str]:

@@ -29,8 +29,17 @@ from convsmith.kernels.families import FAMILIES
 from convsmith.kernels.source import render
 
 # What an exported file has of spec.py, for its own code and for the families'.
-_TYPES = ("Pair", "Shape", "Direction")
-_FUNCTIONS = ("output_extent", "strides_like_channels_last", "follows_channels_last")
+_TYPES = ("Pair", "Shape", "Direction", "Precision")
+_FUNCTIONS = (
+    "_PRECISION_OF_DTYPE",
+    "_read_precision",
+    "_TF32_ALLOWED",
+    "precision_of",
+    "float32_switch",
+    "output_extent",
+    "strides_like_channels_last",
+    "follows_channels_last",
+)
 
 REHEARSAL_SECONDS = 120.0  # to construct Model and ModelNew
 

@@ -12,6 +12,7 @@ from typing import Any
 from torch import Tensor
 
 from convsmith.kernels.families import FAMILIES
+from convsmith.kernels.family import places_written
 from convsmith.kernels.source import KernelSource
 from convsmith.launch import simulate
 from convsmith.spec import Direction
@@ -41,4 +42,4 @@ class SimulatedKernel:
         Raises:
             SimulatorError: the simulator found a fault of the kernel.
         """
-        simulate(self._source, problem, operands, self._family.writable(Direction(direction)))
+        simulate(self._source, problem, operands, places_written(Direction(direction)))

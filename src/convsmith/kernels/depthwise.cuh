@@ -29,13 +29,13 @@ template <typename Kind>
 using Specialisation = Kind;
 
 // Launches the kernels of one direction. The addresses are
-//   forward          x, w, b or 0, y
-//   input gradient   dy, w, dx
+//   forward          x, w, b or 0, y, 0
+//   input gradient   dy, w, dx, 0
 //   weight gradient  dy, x, dw, db or 0, workspace or 0 (splits partial sums of dw and db)
 template <typename S>
 const char* run(const void* packed, std::size_t packed_bytes, const std::uintptr_t* addresses,
                 std::size_t address_count, std::uintptr_t stream) {
-    constexpr std::size_t kAddresses = S::kIsWeightGradient ? 5 : S::kIsGradient ? 3 : 4;
+    constexpr std::size_t kAddresses = S::kIsGradient ? 4 : 5;
     if (address_count != kAddresses) return "depthwise: another number of addresses was expected";
     if constexpr (S::kIsWeightGradient) {
         return run_weight_gradient<S>(packed, packed_bytes, addresses, stream);

@@ -13,12 +13,13 @@ namespace convsmith::depthwise {
 // additions, or, where there are many terms (kHasRowSums), in one for each filter row and one of
 // those. A tile holds whole rows of contiguous columns (kWholeRows), or any part of planes with
 // what lies outside of them as zeros; kTogether > 1 planes of a channels_last tensor lie
-// interleaved in it.
+// interleaved in it. Threads store their outputs where they belong (kStoresDirectly), or the block
+// does, from shared memory.
 template <bool kIsInputGradient, typename T, int R, int S, int kStrideH, int kStrideW,
           int kPaddingH, int kPaddingW, int kDilationH, int kDilationW, int kTileRows,
           int kTileColumns, int kThreadFilters, int kGroupOutputs, int kSums, bool kHasRowSums,
-          bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads,
-          int kResidentBlocks>
+          bool kTakesWholeRows, int kTogether, bool kStoresDirectly, int kTileStages,
+          int kMostThreads, int kResidentBlocks>
 struct Convolution {
     using Value = T;
     static constexpr bool kIsWeightGradient = false;
@@ -37,6 +38,8 @@ struct Convolution {
     static_assert(!kInterleaved || (kSums == 1 && kThreadFilters == 1));
     static constexpr bool kWholeRows = kTakesWholeRows;
     static_assert(!kWholeRows || !kInterleaved);
+    static constexpr bool kDirect = kStoresDirectly;
+    static_assert(!kDirect || (kWholeRows && kTurns == 1));
     // Whether outputs that exist may meet rows that do not, and have to do without them.
     static constexpr bool kChecksRows = kWholeRows && (kIsInputGradient ? R > 1 : kPaddingH > 0);
     static constexpr int kStages = kTileStages;
@@ -68,6 +71,7 @@ struct ConvolveProblem {
     std::int64_t filter_strides[5];       // group, output channel, source channel, row, column
     std::int64_t bundles;                 // of a block
     std::int64_t thread_tiles[2];         // rows and columns of threads of a bundle
+    std::int64_t row_tiles;               // rows of threads' tiles that a block's tile has
     std::int64_t source_rows, row_pitch;  // of the source tile: rows, and columns
     std::int64_t threads, blocks;
 };
@@ -84,36 +88,90 @@ struct Cut {
         };
         Cut cut;
         cut.sets_of_image = parts(problem.groups * S::kBundlesOfGroup, problem.bundles);
-        cut.bands[0] = parts(problem.out_size[0], problem.thread_tiles[0] * S::Rows::kTile);
+        cut.bands[0] = parts(problem.out_size[0], problem.row_tiles * S::Rows::kTile);
         cut.bands[1] = parts(problem.out_size[1], problem.thread_tiles[1] * S::Columns::kTile);
         cut.tiles = problem.images * cut.sets_of_image * cut.bands[0] * cut.bands[1];
         return cut;
     }
 };
 
-// Shared memory of a block, in elements of T: kStages times a source tile, in whose place the
-// finished outputs lie afterwards, and its filters.
+// Where a tile lies in the tensors, and what of it exists.
+struct Place {
+    std::int64_t source, filters, out;  // where its first elements are
+    int first_output;                   // of its outputs' planes, among those of an image
+    int bundles, planes;                // that exist; planes of outputs
+    int row, rows, columns;             // of the outputs: the first row, and how many exist
+    // Of the source: what is in memory, which may begin outside.
+    int first_source_row, source_rows, first_source_column;
+
+    template <typename S>
+    static __device__ Place of(const ConvolveProblem& problem, const Cut& cut, int tile) {
+        using Rows = typename S::Rows;
+        using Columns = typename S::Columns;
+        const int bands = cut.bands[0] * cut.bands[1];
+        const int set = tile / bands % cut.sets_of_image, image = tile / bands / cut.sets_of_image;
+        const int bundles = static_cast<int>(problem.bundles);
+        const int group = S::kBundlesOfGroup == 1 ? set * bundles : set / S::kBundlesOfGroup;
+        const int first = S::kBundlesOfGroup == 1 ? 0 : set % S::kBundlesOfGroup * S::kFilters;
+        const int tile_rows = static_cast<int>(problem.row_tiles) * Rows::kTile;
+        const int tile_columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
+        const int column = tile % cut.bands[1] * tile_columns;
+
+        Place place;
+        place.first_output = group * S::kOutputs + first;
+        place.bundles =
+            min(bundles, static_cast<int>(problem.groups) * S::kBundlesOfGroup - set * bundles);
+        place.planes = S::kBundlesOfGroup == 1 ? place.bundles * S::kFilters
+                                               : min(S::kFilters, S::kOutputs - first);
+        place.row = tile % bands / cut.bands[1] * tile_rows;
+        place.rows = min(tile_rows, static_cast<int>(problem.out_size[0]) - place.row);
+        place.columns = min(tile_columns, static_cast<int>(problem.out_size[1]) - column);
+
+        const auto height = static_cast<int>(problem.source_size[0]);
+        const int met = place.row / Rows::kScale * Rows::kStep + Rows::kFirst;
+        const int met_rows =
+            (static_cast<int>(problem.row_tiles) - 1) * Rows::kAdvance + Rows::kExtent;
+        place.first_source_row = S::kWholeRows ? max(met, 0) : met;
+        place.source_rows = min(met + met_rows, height) - place.first_source_row;
+        place.first_source_column =
+            S::kWholeRows ? 0
+                          : column / Columns::kScale * Columns::kStep + Columns::kFirst - S::kLead;
+
+        const auto* strides = problem.source_strides;
+        place.source = image * strides[0] + std::int64_t{group} * S::kAllChannels * strides[1] +
+                       place.first_source_row * strides[2] + place.first_source_column * strides[3];
+        place.filters = group * problem.filter_strides[0] + first * problem.filter_strides[1];
+        strides = problem.out_strides;
+        place.out = image * strides[0] + place.first_output * strides[1] + place.row * strides[2] +
+                    column * strides[3];
+        return place;
+    }
+};
+
+// Shared memory of a block: what its threads tell each other; then, in elements of T, kStages times
+// a source tile, in whose place the finished outputs may lie afterwards, and its filters.
 template <typename S>
 struct ConvolveShared {
+    struct Head {
+        ptx::Barrier barriers[S::kStages];  // at which bulk copies to a stage arrive
+        Place places[3];                    // of the last tile, this one and the next
+    };
+    static constexpr int kHeadBytes = 256;
+    static_assert(sizeof(Head) <= kHeadBytes);
     int tile, stage;
 
     __host__ __device__ explicit ConvolveShared(const ConvolveProblem& problem) {
         using T = typename S::Value;
         const std::int64_t planes = problem.bundles * S::kChannels;
-        const std::int64_t out_rows = problem.thread_tiles[0] * S::Rows::kTile;
+        const std::int64_t out_rows = problem.row_tiles * S::Rows::kTile;
         const std::int64_t out_columns = problem.thread_tiles[1] * S::Columns::kTile;
         const std::int64_t source = planes * problem.source_rows * problem.row_pitch;
         const std::int64_t run =
             S::kInterleaved ? out_columns : PlanarStore<T>::pitch_of(out_columns);
-        const std::int64_t out = problem.bundles * S::kFilters * out_rows * run;
+        const std::int64_t out = S::kDirect ? 0 : problem.bundles * S::kFilters * out_rows * run;
         tile = static_cast<int>(((source > out ? source : out) + 7) / 8 * 8);
         stage = tile + static_cast<int>((planes * S::kFilterPitch + 7) / 8 * 8);
     }
-};
-
-// Where a tile lies: its image, first bundle, and first output row and column.
-struct Place {
-    int image, set, row, column;
 };
 
 template <typename S>
@@ -128,15 +186,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     using Columns = typename S::Columns;
     constexpr int kFilters = S::kFilters;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const ConvolveShared<S> places(problem);
-    T* shared = shared_memory<T>();
+    const ConvolveShared<S> parts(problem);
+    auto& head = *shared_memory<typename ConvolveShared<S>::Head>();
+    T* shared = reinterpret_cast<T*>(shared_memory<unsigned char>() + parts.kHeadBytes);
 
     // Work out what holds for all tiles of this block.
     const int bundles = static_cast<int>(problem.bundles);
-    const int tile_rows = static_cast<int>(problem.thread_tiles[0]) * Rows::kTile;
-    const int tile_columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
-    const int met_rows =
-        (static_cast<int>(problem.thread_tiles[0]) - 1) * Rows::kAdvance + Rows::kExtent;
     const int row_pitch = static_cast<int>(problem.row_pitch) * S::kColumnPitch;
     const int plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.source_rows) * row_pitch;
 
@@ -155,8 +210,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 
     OutShape out_shape;
     out_shape.planes = bundles * kFilters;
-    out_shape.rows = tile_rows;
-    out_shape.columns = tile_columns;
+    out_shape.rows = static_cast<int>(problem.row_tiles) * Rows::kTile;
+    out_shape.columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
     out_shape.plane_stride = problem.out_strides[1];
     out_shape.row_stride = problem.out_strides[2];
     out_shape.column_stride = problem.out_strides[3];
@@ -174,9 +229,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                             : whole_planes              ? Run::kAll
                             : whole_rows                ? Run::kPlane
                                                         : Run::kRow;
-            out_shape.run_pitch = PlanarStore<T>::pitch_of(whole_planes ? out_shape.planes * plane
-                                                           : whole_rows ? tile_rows * width
-                                                                        : tile_columns);
+            out_shape.run_pitch =
+                PlanarStore<T>::pitch_of(whole_planes ? out_shape.planes * plane
+                                         : whole_rows ? out_shape.rows * width
+                                                      : std::int64_t{out_shape.columns});
             return PlanarStore<T>(out_shape);
         }
     }();
@@ -185,173 +241,194 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int of_bundle = S::kInterleaved ? thread / S::kColumnPitch : thread;
     const int thread_tiles = static_cast<int>(problem.thread_tiles[0] * problem.thread_tiles[1]);
     const int my_bundle = S::kInterleaved ? thread % S::kColumnPitch : thread / thread_tiles;
-    const int my_row = of_bundle % thread_tiles / static_cast<int>(problem.thread_tiles[1]);
-    const int my_column = of_bundle % static_cast<int>(problem.thread_tiles[1]);
+    const int my_row =
+        of_bundle % thread_tiles / static_cast<int>(problem.thread_tiles[1]) * Rows::kTile;
+    const int my_column = of_bundle % static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
     const bool has_outputs = S::kInterleaved ? of_bundle < thread_tiles : my_bundle < bundles;
-    const int corner =
-        my_bundle * S::kChannels * plane_pitch + my_column * Columns::kAdvance * S::kColumnPitch;
+    const int corner = my_bundle * S::kChannels * plane_pitch +
+                       my_column / Columns::kTile * Columns::kAdvance * S::kColumnPitch;
 
-    const auto bundles_at = [&](const Place& place) {
-        return min(bundles,
-                   static_cast<int>(problem.groups) * S::kBundlesOfGroup - place.set * bundles);
-    };
-    const auto first_output_at = [&](const Place& place) {  // of its group, for a block's first
-        return S::kBundlesOfGroup == 1 ? 0 : place.set % S::kBundlesOfGroup * kFilters;
-    };
-    const auto group_at = [&](const Place& place) {
-        return S::kBundlesOfGroup == 1 ? place.set * bundles : place.set / S::kBundlesOfGroup;
-    };
-
-    // The first source row that a tile meets, which may lie outside; and the first one in its
-    // memory.
-    const auto first_row_of = [&](const Place& place) {
-        return place.row / Rows::kScale * Rows::kStep + Rows::kFirst;
-    };
-    const auto first_row_at = [&](const Place& place) {
-        return S::kWholeRows ? max(first_row_of(place), 0) : first_row_of(place);
+    // Outputs that pass through a tile's memory overwrite the zeros beside its rows; else they
+    // stay.
+    const auto clear_sides = [&](T* stage) {
+        if constexpr (S::kWholeRows) {
+            loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
+                stage + S::kLeft, bundles * S::kChannels * static_cast<int>(problem.source_rows));
+        }
     };
 
     // Begins to bring some channels of a tile into a stage: those whose turn it is.
-    const auto load = [&](const Place& place, int turn, T* stage) {
-        const int bundles_here = bundles_at(place);
-        const int group = group_at(place), first_output = first_output_at(place);
+    const auto load = [&](const Place& place, int turn, int stage_index) {
+        T* stage = shared + stage_index * parts.stage;
         const int first_channel = turn * S::kChannels;
         const int channels = min(S::kChannels, S::kAllChannels - first_channel);
         // Of several turns the last one may have fewer channels; a block then has one bundle.
-        const int planes = S::kTurns == 1 ? bundles_here * S::kChannels : channels;
-        const T* plane =
-            source + place.image * problem.source_strides[0] +
-            (std::int64_t{group} * S::kAllChannels + first_channel) * problem.source_strides[1];
-        const int first_row = first_row_at(place);
+        const int planes = S::kTurns == 1 ? place.bundles * S::kChannels : channels;
+        const T* from = source + place.source + first_channel * problem.source_strides[1];
         if constexpr (S::kWholeRows) {
-            const int rows =
-                min(first_row_of(place) + met_rows, static_cast<int>(problem.source_size[0])) -
-                first_row;
-            const T* from = plane + first_row * problem.source_strides[2];
-            loader.template load<Columns::kZerosBefore, Columns::kZerosAfter>(
-                stage + S::kLeft, plane_pitch, from, problem.source_strides[1], planes, rows);
+            if constexpr (!S::kDirect) clear_sides(stage);
+            loader.load(stage + S::kLeft, plane_pitch, from, problem.source_strides[1], planes,
+                        place.source_rows, head.barriers + stage_index);
         } else {
-            const int first_column =
-                place.column / Columns::kScale * Columns::kStep + Columns::kFirst - S::kLead;
-            loader.load(stage,
-                        plane + first_row * problem.source_strides[2] +
-                            first_column * problem.source_strides[3],
-                        first_row, first_column, planes);
+            loader.load(stage, from, place.first_source_row, place.first_source_column, planes);
         }
         // Offsets in a filter fit 32 bits.
         int strides[5];
 #pragma unroll
         for (int i = 0; i < 5; ++i) strides[i] = static_cast<int>(problem.filter_strides[i]);
-        const T* filters = filter + group * problem.filter_strides[0] + first_output * strides[1] +
-                           first_channel * strides[2];
+        const T* filters = filter + place.filters + first_channel * strides[2];
         for (int i = thread; i < planes * S::kFilterPitch; i += threads) {
             const int plane = i / S::kFilterPitch;
             const int r = i % S::kFilterPitch / S::kFilterRow;
             const int s = i % S::kFilterRow / kFilters, f = i % S::kFilterRow % kFilters;
             const int bundle = plane / S::kChannels, channel = plane % S::kChannels;
-            const bool there = s < Columns::kTaps && first_output + f < S::kOutputs;
+            const bool there = s < Columns::kTaps &&
+                               (S::kBundlesOfGroup == 1 ? f < S::kOutputs : f < place.planes);
             const int offset = bundle * strides[0] + f * strides[1] + channel * strides[2] +
                                r * strides[3] + s * strides[4];
-            move<1>(stage + places.tile + i, filters + offset, there);
+            move<1>(stage + parts.tile + i, filters + offset, there);
         }
     };
 
-    const int extents[4] = {static_cast<int>(problem.images), cut.sets_of_image, cut.bands[0],
-                            cut.bands[1]};
-    Odometer<4> next(extents, static_cast<int>(blockIdx.x), static_cast<int>(gridDim.x));
-    const auto place_of = [&](const Odometer<4>& index) {
-        return Place{index.at[0], index.at[1], index.at[2] * tile_rows, index.at[3] * tile_columns};
+    // Make the barriers and the zeros that stay, and begin. One thread works out for all where the
+    // tile after the next one lies.
+    bool arrives_at_barrier = false;
+    if constexpr (S::kWholeRows) arrives_at_barrier = RowLoader<T>::arrives_at_barrier(source_plan);
+    const auto find = [&](std::int64_t tile, int slot) {
+        if (thread == 0 && tile < cut.tiles) {
+            head.places[slot] = Place::of<S>(problem, cut, static_cast<int>(tile));
+        }
     };
+    if (thread == 0 && arrives_at_barrier) {
+        for (int i = 0; i < S::kStages; ++i) ptx::mbarrier_init(head.barriers + i, 1);
+        ptx::fence_mbarrier_init();
+    }
+    find(blockIdx.x, 0);
+    find(std::int64_t{blockIdx.x} + gridDim.x, 1);
+    if constexpr (S::kDirect) {
+        for (int i = 0; i < S::kStages; ++i) clear_sides(shared + i * parts.stage);
+    }
+    __syncthreads();
+    load(head.places[0], 0, 0);
 
-    int stage = 0;
-    if (next.more()) load(place_of(next), 0, shared);
-    while (next.more()) {
-        const Place place = place_of(next);
-        const int bundles_here = bundles_at(place), first_output = first_output_at(place);
-        const bool computes = has_outputs && my_bundle < bundles_here;
-        next.advance();
+    int stage = 0, parity = 0, slot = 0;
+    for (std::int64_t index = blockIdx.x; index < cut.tiles; index += gridDim.x) {
+        const Place& place = head.places[slot];
+        slot = slot == 2 ? 0 : slot + 1;
+        const bool computes = has_outputs && my_bundle < place.bundles && my_column < place.columns;
 
-        // Begin with the bias.
+        // Sums begin with the bias.
+        float bias_values[kFilters] = {};
+        if (bias != nullptr && computes) {
+            const T* values = bias + place.first_output + my_bundle * S::kOutputs;
+#pragma unroll
+            for (int f = 0; f < kFilters; ++f) {
+                if (S::kBundlesOfGroup == 1 ? f < S::kOutputs : f < place.planes) {
+                    bias_values[f] = Element<T>::widen(values[f]);
+                }
+            }
+        }
         Sums<S> sums;
+        const auto begin = [&] {
 #pragma unroll
-        for (int f = 0; f < kFilters; ++f) {
-            float value = 0;
-            if (bias != nullptr && computes && first_output + f < S::kOutputs) {
-                const int group = group_at(place) + my_bundle;
-                value = Element<T>::widen(bias[group * S::kOutputs + first_output + f]);
+            for (int f = 0; f < kFilters; ++f) {
+#pragma unroll
+                for (int t = 0; t < Rows::kTile; ++t) {
+#pragma unroll
+                    for (int u = 0; u < Columns::kTile; ++u) sums.values[f][t][u] = bias_values[f];
+                }
             }
-#pragma unroll
-            for (int t = 0; t < Rows::kTile; ++t) {
-#pragma unroll
-                for (int u = 0; u < Columns::kTile; ++u) sums.values[f][t][u] = value;
-            }
-        }
+        };
+        begin();
 
         for (int turn = 0; turn < S::kTurns; ++turn) {
             ptx::cp_async_wait_all();
+            if (arrives_at_barrier) {
+                ptx::mbarrier_wait(head.barriers + stage, parity);
+                ptx::fence_proxy_async();
+            }
+            store.wait_until_read();
             __syncthreads();  // the stage is full, and nobody reads the other one any more
-            T* tile = shared + stage * places.stage;
+            T* tile = shared + stage * parts.stage;
             const auto load_next = [&] {
-                T* other = shared + (stage + 1) % S::kStages * places.stage;
+                const int other = (stage + 1) % S::kStages;
                 if (turn + 1 < S::kTurns) {
                     load(place, turn + 1, other);
-                } else if (next.more()) {
-                    load(place_of(next), 0, other);
+                } else if (index + gridDim.x < cut.tiles) {
+                    load(head.places[slot], 0, other);
                 }
             };
             if constexpr (S::kStages > 1) load_next();
+            if (turn == 0) {
+                find(index + 2 * std::int64_t{gridDim.x}, slot == 2 ? 0 : slot + 1);
+            }
 
             // Multiply.
-            if (computes) {
-                const T* filters = tile + places.tile + my_bundle * S::kChannels * S::kFilterPitch;
-                const int my_first_row =
-                    (place.row + my_row * Rows::kTile) / Rows::kScale * Rows::kStep;
-                const T* mine = tile + corner + (my_first_row - first_row_at(place)) * row_pitch;
+            const auto multiply = [&](int row) {
+                const T* filters = tile + parts.tile + my_bundle * S::kChannels * S::kFilterPitch;
+                const int first_row = (place.row + row) / Rows::kScale * Rows::kStep;
+                const T* mine = tile + corner + (first_row - place.first_source_row) * row_pitch;
 #pragma unroll 1
                 for (int c = 0; c < S::kChannels; ++c) {
                     if (S::kTurns > 1 && turn * S::kChannels + c >= S::kAllChannels) continue;
                     sums.add_channel(mine + c * plane_pitch, row_pitch,
-                                     filters + c * S::kFilterPitch, my_first_row,
+                                     filters + c * S::kFilterPitch, first_row,
                                      static_cast<int>(problem.source_size[0]));
                 }
-            }
-
-            // Store, through the memory that the source tile no longer needs.
-            if (turn + 1 == S::kTurns) {
-                __syncthreads();
-                const int rows_here =
-                    min(tile_rows, static_cast<int>(problem.out_size[0]) - place.row);
-                const int columns_here =
-                    min(tile_columns, static_cast<int>(problem.out_size[1]) - place.column);
-                const int planes_here = S::kBundlesOfGroup == 1
-                                            ? bundles_here * kFilters
-                                            : min(kFilters, S::kOutputs - first_output);
-                T* tile_out =
-                    out + place.image * problem.out_strides[0] +
-                    (group_at(place) * S::kOutputs + first_output) * problem.out_strides[1] +
-                    place.row * problem.out_strides[2] + place.column * problem.out_strides[3];
-                const int row = my_row * Rows::kTile, column = my_column * Columns::kTile;
+            };
+            if constexpr (S::kDirect) {
+                // And store, where each thread has one tile of outputs after another.
                 if (computes) {
+#pragma unroll 1
+                    for (int row = my_row; row < place.rows;
+                         row += static_cast<int>(problem.thread_tiles[0]) * Rows::kTile) {
+                        begin();
+                        multiply(row);
 #pragma unroll
-                    for (int f = 0; f < kFilters; ++f) {
-                        if constexpr (S::kInterleaved) {
-                            store.put(tile, my_bundle, row, column, sums.values[f]);
-                        } else if (column < columns_here) {
-                            store.put(tile, tile_out, my_bundle * kFilters + f, row, column,
-                                      sums.values[f], rows_here, columns_here);
+                        for (int f = 0; f < kFilters; ++f) {
+                            const int plane = my_bundle * kFilters + f;
+                            if (plane >= place.planes) continue;
+                            store_directly(out + place.out + plane * problem.out_strides[1] +
+                                               row * problem.out_strides[2] + my_column,
+                                           problem.out_strides[2], sums.values[f], place.rows - row,
+                                           place.columns - my_column, out_run);
                         }
                     }
                 }
-                __syncthreads();
-                store.store(tile, tile_out, planes_here, rows_here, columns_here);
+            } else {
+                if (computes) multiply(my_row);
+
+                // Store, through the memory that the source tile no longer needs.
+                if (turn + 1 == S::kTurns) {
+                    T* tile_out = out + place.out;
+                    __syncthreads();
+                    if (computes) {
+#pragma unroll
+                        for (int f = 0; f < kFilters; ++f) {
+                            if constexpr (S::kInterleaved) {
+                                store.put(tile, my_bundle, my_row, my_column, sums.values[f]);
+                            } else {
+                                store.put(tile, tile_out, my_bundle * kFilters + f, my_row,
+                                          my_column, sums.values[f], place.rows, place.columns);
+                            }
+                        }
+                    }
+                    ptx::fence_proxy_async();
+                    __syncthreads();
+                    store.store(tile, tile_out, place.planes, place.rows, place.columns);
+                }
             }
             if constexpr (S::kStages == 1) {
+                ptx::fence_proxy_async();
+                store.wait_until_read();
                 __syncthreads();
                 load_next();
             }
             stage = (stage + 1) % S::kStages;
+            if (stage == 0) parity ^= 1;
         }
     }
+    store.wait_until_read();  // shared memory is gone when the block ends
 }
 
 template <typename S>
@@ -368,20 +445,20 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
     if (cut.tiles > 0x7fffffff) return "depthwise: there are too many tiles";
     const std::int64_t row = S::kLeft + problem.source_size[1] + S::Columns::kZerosAfter;
     if (S::kWholeRows && row > problem.row_pitch) return "depthwise: a tile's rows are too short";
-    const ConvolveShared<S> places(problem);
+    const ConvolveShared<S> parts(problem);
     const int source_run =
         longest_run<T>(source, S::kInterleaved ? problem.groups : problem.source_size[1],
                        problem.source_strides, S::kInterleaved);
     const RowPlan source_plan =
-        plan_rows(static_cast<int>(problem.source_size[1]), source_run,
-                  static_cast<int>(problem.source_rows * problem.bundles * S::kChannels),
-                  static_cast<int>(problem.threads));
+        plan_rows<T>(static_cast<int>(problem.source_size[1]), source_run,
+                     static_cast<int>(problem.source_rows * problem.bundles * S::kChannels),
+                     static_cast<int>(problem.threads));
     const int out_run = longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
                                        problem.out_strides, S::kInterleaved);
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)),
                   dim3(static_cast<unsigned>(problem.threads)),
-                  S::kStages * places.stage * sizeof(T), stream, problem, cut, source, filter, bias,
-                  out, source_plan, out_run);
+                  parts.kHeadBytes + S::kStages * parts.stage * sizeof(T), stream, problem, cut,
+                  source, filter, bias, out, source_plan, out_run);
 }
 
 }  // namespace convsmith::depthwise

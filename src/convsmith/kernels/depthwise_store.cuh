@@ -7,6 +7,51 @@
 
 namespace convsmith::depthwise {
 
+// Stores up to `columns` values of one row, kRun at once.
+template <int kRun, typename T, int kColumns>
+__device__ __forceinline__ void put_row(T* to, const float (&values)[kColumns], int columns) {
+#pragma unroll
+    for (int i = 0; i < kColumns; i += kRun) {
+        if (kRun == 1 && i >= columns) continue;
+        Vector<T, kRun> run;
+#pragma unroll
+        for (int v = 0; v < kRun; ++v) run.values[v] = Element<T>::narrow(values[i + v]);
+        *reinterpret_cast<Vector<T, kRun>*>(to + i) = run;
+    }
+}
+
+// Stores up to `rows` rows of values, that lie `row_pitch` elements apart.
+template <int kRun, typename T, typename Pitch, int kRows, int kColumns>
+__device__ __forceinline__ void put_rows(T* to, Pitch row_pitch,
+                                         const float (&values)[kRows][kColumns], int rows,
+                                         int columns) {
+#pragma unroll
+    for (int t = 0; t < kRows; ++t) {
+        if (t < rows) put_row<kRun>(to + t * row_pitch, values[t], columns);
+    }
+}
+
+// The most of kColumns neighbouring outputs of a thread that are stored at once.
+template <typename T, int kColumns>
+constexpr int kRunOfColumns = kColumns % (16 / sizeof(T)) == 0 ? 16 / sizeof(T)
+                              : kColumns % 4 == 0              ? 4
+                              : kColumns % 2 == 0              ? 2
+                                                               : 1;
+
+// Stores a thread's outputs of one plane where they belong; each row of the tensor begins at a
+// multiple of `aligned` elements.
+template <typename T, int kRows, int kColumns>
+__device__ __forceinline__ void store_directly(T* to, std::int64_t row_stride,
+                                               const float (&values)[kRows][kColumns], int rows,
+                                               int columns, int aligned) {
+    constexpr int kRun = kRunOfColumns<T, kColumns>;
+    if (columns >= kColumns && aligned >= kRun) {
+        put_rows<kRun>(to, row_stride, values, rows, columns);
+    } else {
+        put_rows<1>(to, row_stride, values, rows, columns);
+    }
+}
+
 // What one run is: all planes of a tile, one plane's part, one row's, or a single element (of
 // tensors whose columns are not contiguous).
 enum class Run { kAll, kPlane, kRow, kElement };
@@ -39,10 +84,7 @@ class PlanarStore {
     __device__ __forceinline__ void put(T* tile, const T* tile_out, int plane, int row, int column,
                                         const float (&values)[kRows][kColumns], int rows_here,
                                         int columns_here) const {
-        constexpr int kRun = kColumns % kVector == 0 ? kVector
-                             : kColumns % 4 == 0     ? 4
-                             : kColumns % 2 == 0     ? 2
-                                                     : 1;
+        constexpr int kRun = kRunOfColumns<T, kColumns>;
         constexpr int kHalf = kRun > 1 ? kRun / 2 : 1;
         const T* plane_out = tile_out + plane * shape_.plane_stride;
         const bool by_row = shape_.run == Run::kRow || shape_.run == Run::kElement;
@@ -73,19 +115,21 @@ class PlanarStore {
         }
     }
 
-    // Copies a tile from shared memory to the tensor. A warp takes a row, all threads a longer run.
+    // Begins to copy a tile from shared memory to the tensor, which all threads have written there.
+    // A warp takes a row; longer runs are left to the copy engine, or are all threads'.
     __device__ __forceinline__ void store(const T* tile, T* tile_out, int planes_here,
                                           int rows_here, int columns_here) const {
         const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
         if (shape_.run == Run::kAll) {
-            store_run(tile, tile_out, planes_here * rows_here * columns_here, thread, threads);
+            store_long_run(tile, tile_out, planes_here * rows_here * columns_here);
+            if (thread == 0) ptx::cp_async_bulk_commit_group();
             return;
         }
         for (int plane = 0; plane < planes_here; ++plane) {
             const T* from = tile + plane * shape_.run_pitch;
             T* out = tile_out + plane * shape_.plane_stride;
             if (shape_.run == Run::kPlane) {
-                store_run(from, out, rows_here * columns_here, thread, threads);
+                store_long_run(from, out, rows_here * columns_here);
                 continue;
             }
             constexpr int kWarp = 32;
@@ -102,34 +146,32 @@ class PlanarStore {
                 }
             }
         }
+        if (thread == 0) ptx::cp_async_bulk_commit_group();
+    }
+
+    // Returns when the tiles that are being stored may be overwritten, once a barrier has told all.
+    static __device__ __forceinline__ void wait_until_read() {
+        if (threadIdx.x == 0) ptx::cp_async_bulk_wait_group_read();
     }
 
   private:
-    template <int kRun, int kColumns>
-    static __device__ __forceinline__ void put_row(T* to, const float (&values)[kColumns],
-                                                   int columns) {
-#pragma unroll
-        for (int i = 0; i < kColumns; i += kRun) {
-            if (kRun == 1 && i >= columns) continue;
-            Vector<T, kRun> run;
-#pragma unroll
-            for (int v = 0; v < kRun; ++v) run.values[v] = Element<T>::narrow(values[i + v]);
-            *reinterpret_cast<Vector<T, kRun>*>(to + i) = run;
+    static __device__ __forceinline__ void store_long_run(const T* run, T* out, int length) {
+        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+        if constexpr (ptx::kHasBulkCopies) {
+            const int moved = lead(out);
+            const int first = moved > 0 ? kVector : 0;
+            const int last = (moved + length) / kVector * kVector;
+            if (thread == 0 && first < last) {
+                ptx::cp_async_bulk_store(out - moved + first, run + first,
+                                         (last - first) * static_cast<int>(sizeof(T)));
+            }
+            store_ends(run, out, length, thread);
+        } else {
+            store_run(run, out, length, thread, threads);
         }
     }
 
-    template <int kRun, int kRows, int kColumns>
-    static __device__ __forceinline__ void put_rows(T* to, int row_pitch,
-                                                    const float (&values)[kRows][kColumns],
-                                                    int rows, int columns) {
-#pragma unroll
-        for (int t = 0; t < kRows; ++t) {
-            if (t < rows) put_row<kRun>(to + t * row_pitch, values[t], columns);
-        }
-    }
-
-    // Copies one run, vector by vector; what is before its first 16-byte boundary and after its
-    // last one goes element by element.
+    // Copies one run, vector by vector.
     static __device__ __forceinline__ void store_run(const T* run, T* out, int length, int thread,
                                                      int threads) {
         using Sixteen = Vector<T, kVector>;
@@ -150,6 +192,14 @@ class PlanarStore {
             from += step;
             to += step;
         }
+        store_ends(run, out, length, thread);
+    }
+
+    // Copies what of a run is before its first 16-byte boundary and after its last one.
+    static __device__ __forceinline__ void store_ends(const T* run, T* out, int length,
+                                                      int thread) {
+        const int moved = lead(out);
+        const int end = moved + length;
         if (thread >= kVector || (moved == 0 && end % kVector == 0)) return;
         const int last = end / kVector * kVector + thread;
         if (thread >= moved && thread < end && moved != 0) out[thread - moved] = run[thread];
@@ -196,6 +246,8 @@ class InterleavedStore {
             store_runs<1>(tile, tile_out, planes_here, rows_here, columns_here);
         }
     }
+
+    static __device__ __forceinline__ void wait_until_read() {}
 
   private:
     static constexpr int kMost = 16 / sizeof(T);

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "element.cuh"
+#include "ptx/bulk_copy.cuh"
 #include "ptx/cp_async.cuh"
 
 namespace convsmith::depthwise {
@@ -56,17 +57,22 @@ __device__ __forceinline__ void move(T* shared, const T* global, bool readable) 
     }
 }
 
-// How a tensor's rows are loaded: `run` neighbouring elements at once, `across` threads to a row.
+// How a tensor's rows are loaded: each by the copy engine (is_bulk), or `run` neighbouring elements
+// at once by `across` threads.
 struct RowPlan {
     int run, across;
+    bool is_bulk;
 };
 
 // The plan that takes `threads` the fewest turns for `rows` rows of `width` elements. Threads of a
 // warp that have nothing to do cost as much as others; warps that have nothing to do cost nothing.
-inline RowPlan plan_rows(int width, int run, int rows, int threads) {
-    constexpr int kWarp = 32, kLeastAcross = 8;
+// The copy engine takes rows of whole vectors, where they are long: giving it one takes a warp
+// about ten instructions.
+template <typename T>
+RowPlan plan_rows(int width, int run, int rows, int threads) {
+    constexpr int kWarp = 32, kLeastAcross = 8, kLeastBulkBytes = 512, kBytes = sizeof(T);
     const int runs = width / run;
-    RowPlan best{run, 1};
+    RowPlan best{run, 1, run * kBytes == 16 && width * kBytes >= kLeastBulkBytes};
     double least_turns = 0;
     for (int across = threads & -threads; across >= 1; across /= 2) {
         if (across < kLeastAcross && across < runs && best.across > 1) break;
@@ -87,14 +93,19 @@ inline RowPlan plan_rows(int width, int run, int rows, int threads) {
     return best;
 }
 
-// A thread's share of loading whole rows of planes whose columns are contiguous. Some neighbouring
-// threads take the runs of a row, others other rows; nothing is checked, for all of them exist.
+// A thread's share of loading whole rows of planes whose columns are contiguous; nothing is
+// checked, for all of them exist. Some neighbouring threads take the runs of a row, others other
+// rows; of rows that the copy engine brings, each warp takes some.
 template <typename T>
 class RowLoader {
   public:
     // Rows lie row_pitch elements apart in shared memory.
     __device__ RowLoader(int width, RowPlan plan, std::int64_t row_stride, int row_pitch)
-        : width_(width), run_(plan.run), row_pitch_(row_pitch), row_stride_(row_stride) {
+        : width_(width),
+          run_(plan.run),
+          row_pitch_(row_pitch),
+          is_bulk_(arrives_at_barrier(plan)),
+          row_stride_(row_stride) {
         const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
         first_column_ = thread % plan.across * run_;
         column_step_ = plan.across * run_;
@@ -102,40 +113,37 @@ class RowLoader {
         row_step_ = threads / plan.across;
     }
 
+    // Whether rows arrive at a barrier, once a load; else cp_async_wait_all waits for them.
+    static __device__ __forceinline__ bool arrives_at_barrier(RowPlan plan) {
+        return ptx::kHasBulkCopies && plan.is_bulk;
+    }
+
     // Begins to load `rows` rows of each of `planes` planes. `tile` and `from` are where the first
-    // column of the first row is. Before and after each row come so many zeros.
-    template <int kLeftZeros, int kRightZeros>
+    // column of the first row is.
     __device__ __forceinline__ void load(T* tile, int plane_pitch, const T* from,
-                                         std::int64_t plane_stride, int planes, int rows) const {
+                                         std::int64_t plane_stride, int planes, int rows,
+                                         ptx::Barrier* barrier) const {
+        if constexpr (ptx::kHasBulkCopies) {
+            if (is_bulk_ && threadIdx.x == 0) {
+                ptx::mbarrier_arrive_expect_tx(barrier, planes * rows * width_ * kBytes);
+            }
+        }
         // Planes that follow one another like rows are one.
         if (plane_pitch == rows * row_pitch_ && plane_stride == rows * row_stride_) {
             rows *= planes;
             planes = 1;
         }
         for (int i = 0; i < planes; ++i) {
-            load_plane(tile, from, rows);
-            if (kLeftZeros + kRightZeros > 0) clear_sides<kLeftZeros, kRightZeros>(tile, rows);
+            load_plane(tile, from, rows, barrier);
             tile += plane_pitch;
             from += plane_stride;
         }
     }
 
-  private:
-    __device__ __forceinline__ void load_plane(T* tile, const T* from, int rows) const {
-        constexpr int kMost = 16 / sizeof(T);
-        if (run_ == kMost) {
-            load_runs<kMost>(tile, from, rows);
-        } else if (run_ == kMost / 2) {
-            load_runs<kMost / 2>(tile, from, rows);
-        } else if (kMost > 4 && run_ == kMost / 4) {
-            load_runs<kMost / 4>(tile, from, rows);
-        } else {
-            load_runs<1>(tile, from, rows);
-        }
-    }
-
+    // Puts zeros before and after each of `rows` rows, where loads leave them alone.
     template <int kLeftZeros, int kRightZeros>
     __device__ __forceinline__ void clear_sides(T* tile, int rows) const {
+        if (kLeftZeros + kRightZeros == 0) return;
         const int threads = static_cast<int>(blockDim.x);
         T* first = tile + static_cast<int>(threadIdx.x) * row_pitch_;
         for (int row = static_cast<int>(threadIdx.x); row < rows; row += threads) {
@@ -144,6 +152,35 @@ class RowLoader {
 #pragma unroll
             for (int i = 0; i < kRightZeros; ++i) first[width_ + i] = Element<T>::narrow(0);
             first += threads * row_pitch_;
+        }
+    }
+
+  private:
+    static constexpr int kBytes = sizeof(T);
+    static constexpr int kMost = 16 / kBytes;
+
+    __device__ __forceinline__ void load_plane(T* tile, const T* from, int rows,
+                                               ptx::Barrier* barrier) const {
+        if constexpr (ptx::kHasBulkCopies) {
+            if (is_bulk_) {
+                constexpr unsigned kWarp = 32;
+                if (threadIdx.x % kWarp != 0) return;
+                for (int row = static_cast<int>(threadIdx.x / kWarp); row < rows;
+                     row += static_cast<int>(blockDim.x / kWarp)) {
+                    ptx::cp_async_bulk(tile + row * row_pitch_, from + row * row_stride_,
+                                       width_ * kBytes, barrier);
+                }
+                return;
+            }
+        }
+        if (run_ == kMost) {
+            load_runs<kMost>(tile, from, rows);
+        } else if (run_ == kMost / 2) {
+            load_runs<kMost / 2>(tile, from, rows);
+        } else if (kMost > 4 && run_ == kMost / 4) {
+            load_runs<kMost / 4>(tile, from, rows);
+        } else {
+            load_runs<1>(tile, from, rows);
         }
     }
 
@@ -163,6 +200,7 @@ class RowLoader {
     }
 
     int width_, run_, row_pitch_;
+    bool is_bulk_;
     int first_column_, column_step_, first_row_, row_step_;
     std::int64_t row_stride_;
 };

@@ -9,7 +9,7 @@ from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction, Shape
 
 if TYPE_CHECKING:
-    from convsmith.kernels.depthwise import Configuration
+    from convsmith.kernels.depthwise_blocks import Configuration
 
 H200_FP32_TFLOPS = 50.9  # of the GPU to which the times are fitted
 BEGIN_AND_END_MS = 0.005

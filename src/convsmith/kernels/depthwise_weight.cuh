@@ -63,11 +63,13 @@ struct WeightProblem {
     std::int64_t channels, filters;  // of a group
     std::int64_t x_size[2], y_size[2];
     std::int64_t x_strides[4], y_strides[4], w_strides[4];
-    std::int64_t bundles;          // of a block
-    std::int64_t bundle_filters;   // filters of a bundle
-    std::int64_t part_size[2];     // rows and columns of dy that are in shared memory at once
-    std::int64_t pair_threads[2];  // kept: threads down and across dy; spread: runs, tiles of taps
-    std::int64_t splits;           // parts that images and rows are cut into
+    std::int64_t bundles;         // of a block
+    std::int64_t bundle_filters;  // filters of a bundle
+    std::int64_t part_size[2];    // rows and columns of dy that are in shared memory at once
+    // Kept: threads down and across dy, each with one or more tiles below one another. Spread: runs
+    // and tiles of taps.
+    std::int64_t pair_threads[2];
+    std::int64_t splits;  // parts that images and rows are cut into
     std::int64_t chain;  // between two compensated additions: kept, parts of dy; spread, rows of dy
     std::int64_t x_rows, x_row_pitch;  // of the tile of x in shared memory: rows, and columns
     std::int64_t y_row_pitch;          // columns of the tile of dy
@@ -118,10 +120,50 @@ __host__ __device__ int y_tile_rows(const WeightProblem& problem) {
     return S::kWholeRows && height < rows ? height : rows;
 }
 
-// Shared memory of a block: totals in float64, then kStages times a tile of x and one of dy. While
-// sums are added up, the sums of all threads lie in the place of a stage. Sizes in elements of T.
+// Where a part of dy and the x that it meets lie in the tensors, for the planes of a block; and
+// what of it exists.
+struct WeightPlace {
+    std::int64_t x, y;            // where the first elements are
+    int x_row, x_column, x_rows;  // of x: what is in memory, which may begin outside
+    int y_row, y_column;          // of dy
+    int rows, columns;            // of dy, that exist
+
+    template <typename S>
+    static __device__ WeightPlace of(const WeightProblem& problem, const WeightCut& cut, int item) {
+        using Rows = typename S::Rows;
+        const auto y_rows = static_cast<int>(problem.part_size[0]);
+        const auto y_columns = static_cast<int>(problem.part_size[1]);
+        const int bands = cut.bands[0] * cut.bands[1], image = item / bands;
+        WeightPlace place;
+        place.y_row = item % bands / cut.bands[1] * y_rows;
+        place.y_column = item % cut.bands[1] * y_columns;
+        place.rows = min(y_rows, static_cast<int>(problem.y_size[0]) - place.y_row);
+        place.columns = min(y_columns, static_cast<int>(problem.y_size[1]) - place.y_column);
+        const int met = place.y_row * S::kStrideH - Rows::kOffset;
+        const int met_rows = (y_rows / Rows::kTile - 1) * Rows::kAdvance + Rows::kExtent;
+        place.x_row = S::kWholeRows ? max(met, 0) : met;
+        place.x_rows = min(met + met_rows, static_cast<int>(problem.x_size[0])) - place.x_row;
+        place.x_column =
+            S::kWholeRows ? 0 : place.y_column * S::kStrideW - S::Columns::kOffset - S::kLead;
+        place.x = image * problem.x_strides[0] + place.x_row * problem.x_strides[2] +
+                  place.x_column * problem.x_strides[3];
+        place.y = image * problem.y_strides[0] + place.y_row * problem.y_strides[2] +
+                  place.y_column * problem.y_strides[3];
+        return place;
+    }
+};
+
+// Shared memory of a block: what its threads tell each other; totals in float64; then kStages times
+// a tile of x and one of dy. While sums are added up, the sums of all threads lie in the place of a
+// stage. Sizes in elements of T.
 template <typename S>
 struct WeightShared {
+    struct Head {
+        ptx::Barrier barriers[S::kStages];  // at which bulk copies to a stage arrive
+        WeightPlace places[3];              // of the last part, this one and the next
+    };
+    static constexpr int kHeadBytes = 256;
+    static_assert(sizeof(Head) <= kHeadBytes);
     std::size_t totals_bytes;
     int y, stage;
 
@@ -175,9 +217,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
     // Find this block's bundles, and its share of images and bands.
-    const WeightShared<S> places(problem);
-    auto* totals = shared_memory<double>();
-    T* shared = reinterpret_cast<T*>(shared_memory<unsigned char>() + places.totals_bytes);
+    const WeightShared<S> parts(problem);
+    auto& head = *shared_memory<typename WeightShared<S>::Head>();
+    auto* totals = reinterpret_cast<double*>(shared_memory<unsigned char>() + parts.kHeadBytes);
+    T* shared = reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(totals) + parts.totals_bytes);
     const int split = static_cast<int>(blockIdx.x) / cut.sets;
     const int first_bundle =
         (static_cast<int>(blockIdx.x) - split * cut.sets) * static_cast<int>(problem.bundles);
@@ -201,7 +244,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int y_row_pitch = static_cast<int>(problem.y_row_pitch) * pitch;
     const int x_plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.x_rows) * x_row_pitch;
     const int y_rows = static_cast<int>(problem.part_size[0]);
-    const int y_columns = static_cast<int>(problem.part_size[1]);
     const int y_plane_pitch = S::kInterleaved ? 1 : y_tile_rows<S>(problem) * y_row_pitch;
     const int height = static_cast<int>(problem.x_size[0]);
     const auto loader_of = [&](int planes, int rows, int columns, const std::int64_t (&size)[2],
@@ -229,80 +271,97 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                                               problem.groups * problem.channels - first_channel));
     const int y_planes =
         static_cast<int>(min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
-    // The first row of x that a part of dy meets, and the first one in its tile's memory.
-    const auto first_row_of = [&](int y_row) { return y_row * S::kStrideH - Rows::kOffset; };
-    const auto first_row_at = [&](int y_row) {
-        return S::kWholeRows ? max(first_row_of(y_row), 0) : first_row_of(y_row);
-    };
-    const auto load = [&](const Odometer<3>& item, T* stage) {
-        const int y_row = item.at[1] * y_rows, y_column = item.at[2] * y_columns;
-        const int x_row = first_row_at(y_row);
-        const T* from_x = input + item.at[0] * problem.x_strides[0] +
-                          first_channel * problem.x_strides[1] + x_row * problem.x_strides[2];
-        const T* from_y = upstream + item.at[0] * problem.y_strides[0] +
-                          first_filter * problem.y_strides[1] + y_row * problem.y_strides[2];
+    const T* first_x = input + first_channel * problem.x_strides[1];
+    const T* first_y = upstream + first_filter * problem.y_strides[1];
+    const auto load = [&](const WeightPlace& place, int stage_index) {
+        T* stage = shared + stage_index * parts.stage;
         if constexpr (S::kWholeRows) {
-            const int met_rows =
-                (static_cast<int>(problem.pair_threads[0]) - 1) * Rows::kAdvance + Rows::kExtent;
-            const int rows = min(first_row_of(y_row) + met_rows, height) - x_row;
-            x_loader.template load<Columns::kZerosBefore, Columns::kZerosAfter>(
-                stage + S::kLeft, x_plane_pitch, from_x, problem.x_strides[1], x_planes, rows);
-            const int rows_here = min(y_rows, static_cast<int>(problem.y_size[0]) - y_row);
-            y_loader.template load<0, 0>(stage + places.y, y_plane_pitch, from_y,
-                                         problem.y_strides[1], y_planes, rows_here);
+            ptx::Barrier* barrier = head.barriers + stage_index;
+            x_loader.load(stage + S::kLeft, x_plane_pitch, first_x + place.x, problem.x_strides[1],
+                          x_planes, place.x_rows, barrier);
+            y_loader.load(stage + parts.y, y_plane_pitch, first_y + place.y, problem.y_strides[1],
+                          y_planes, place.rows, barrier);
         } else {
-            const int x_column = y_column * S::kStrideW - Columns::kOffset - S::kLead;
-            x_loader.load(stage, from_x + x_column * problem.x_strides[3], x_row, x_column,
-                          x_planes);
-            y_loader.load(stage + places.y, from_y + y_column * problem.y_strides[3], y_row,
-                          y_column, y_planes);
+            x_loader.load(stage, first_x + place.x, place.x_row, place.x_column, x_planes);
+            y_loader.load(stage + parts.y, first_y + place.y, place.y_row, place.y_column,
+                          y_planes);
         }
     };
 
+    // Make the barriers and the zeros beside the rows of x, and begin. One thread works out for all
+    // where the part after the next one lies.
+    int arrivals = 0;
+    if constexpr (S::kWholeRows) {
+        arrivals =
+            RowLoader<T>::arrives_at_barrier(x_plan) + RowLoader<T>::arrives_at_barrier(y_plan);
+        for (int i = 0; i < S::kStages; ++i) {
+            x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
+                shared + i * parts.stage + S::kLeft,
+                static_cast<int>(problem.bundles * problem.x_rows) * S::kChannels);
+        }
+    }
+    if (thread == 0 && arrivals > 0) {
+        for (int i = 0; i < S::kStages; ++i) ptx::mbarrier_init(head.barriers + i, arrivals);
+        ptx::fence_mbarrier_init();
+    }
+    const auto find = [&](int item, int slot) {
+        if (thread == 0 && item < items) {
+            head.places[slot] = WeightPlace::of<S>(problem, cut, first_item + item);
+        }
+    };
+    find(0, 0);
+    find(1, 1);
+    __syncthreads();
+    if (items > 0) load(head.places[0], 0);
+
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
     Mine mine;
-    const int extents[3] = {static_cast<int>(problem.images), cut.bands[0], cut.bands[1]};
-    Odometer<3> next(extents, first_item, 1);
     const int chain = static_cast<int>(problem.chain);
-    int stage = 0, parts_of_chain = 0;
-    if (items > 0) load(next, shared);
+    int stage = 0, parity = 0, slot = 0, parts_of_chain = 0;
     for (int done = 0; done < items; ++done) {
-        const int y_row = next.at[1] * y_rows;
-        const int rows = min(y_rows, static_cast<int>(problem.y_size[0]) - y_row);
-        const int columns =
-            min(y_columns, static_cast<int>(problem.y_size[1]) - next.at[2] * y_columns);
-        next.advance();
+        const WeightPlace& place = head.places[slot];
+        slot = slot == 2 ? 0 : slot + 1;
         ptx::cp_async_wait_all();
+        if (arrivals > 0) {
+            ptx::mbarrier_wait(head.barriers + stage, parity);
+            ptx::fence_proxy_async();
+        }
         __syncthreads();  // the stage is full, and nobody reads the other one any more
-        T* x_tile = shared + stage * places.stage;
+        T* x_tile = shared + stage * parts.stage;
         stage = (stage + 1) % S::kStages;
-        if (S::kStages > 1 && done + 1 < items) load(next, shared + stage * places.stage);
+        if (stage == 0) parity ^= 1;
+        if (S::kStages > 1 && done + 1 < items) load(head.places[slot], stage);
+        find(done + 2, slot == 2 ? 0 : slot + 1);
 
         // Multiply.
         if (computes) {
             const T* x_plane = x_tile + my_pair / filters * S::kChannels * x_plane_pitch;
-            const T* y_plane = x_tile + places.y + my_pair * y_plane_pitch;
+            const T* y_plane = x_tile + parts.y + my_pair * y_plane_pitch;
             if constexpr (S::kSpreads) {
                 // Threads down are runs of columns, threads across are tiles of taps.
                 const T* corner =
                     x_plane +
                     my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
-                mine.add(corner, x_row_pitch, y_plane, y_row_pitch, rows, columns, my_row,
-                         static_cast<int>(problem.pair_threads[0]), chain);
+                mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
+                         my_row, static_cast<int>(problem.pair_threads[0]), chain);
                 if (bias_gradient != nullptr) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
                     }
                 }
             } else {
-                const int row = my_row * Rows::kTile, column = my_column * Columns::kTile;
-                const int first_row = (y_row + row) * S::kStrideH;
-                mine.add(x_plane + (first_row - first_row_at(y_row)) * x_row_pitch +
-                             my_column * Columns::kAdvance * pitch,
-                         x_row_pitch, x_plane_pitch, first_row, height,
-                         y_plane + row * y_row_pitch + column * pitch, y_row_pitch, rows - row,
-                         columns - column);
+                const int column = my_column * Columns::kTile;
+#pragma unroll 1
+                for (int row = my_row * Rows::kTile; row < place.rows;
+                     row += static_cast<int>(problem.pair_threads[0]) * Rows::kTile) {
+                    const int first_row = (place.y_row + row) * S::kStrideH;
+                    mine.add(x_plane + (first_row - place.x_row) * x_row_pitch +
+                                 my_column * Columns::kAdvance * pitch,
+                             x_row_pitch, x_plane_pitch, first_row, height,
+                             y_plane + row * y_row_pitch + column * pitch, y_row_pitch,
+                             place.rows - row, place.columns - column);
+                }
             }
         }
         if constexpr (!S::kSpreads) {
@@ -312,8 +371,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             }
         }
         if (S::kStages == 1 && done + 1 < items) {
+            ptx::fence_proxy_async();
             __syncthreads();
-            load(next, shared);
+            load(head.places[slot], 0);
         }
     }
     auto* scratch = reinterpret_cast<double*>(shared);
@@ -387,13 +447,13 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     if (blocks > 0x7fffffff || cut.items > 0x7fffffff) return "depthwise: there are too many tiles";
     const std::int64_t row = S::kLeft + problem.x_size[1] + S::Columns::kZerosAfter;
     if (S::kWholeRows && row > problem.x_row_pitch) return "depthwise: a tile's rows are too short";
-    const WeightShared<S> places(problem);
+    const WeightShared<S> parts(problem);
     const auto plan = [&](const T* tensor, const std::int64_t (&size)[2],
                           const std::int64_t (&strides)[4], std::int64_t rows) {
         const int run = longest_run<T>(tensor, S::kInterleaved ? problem.groups : size[1], strides,
                                        S::kInterleaved);
-        return plan_rows(static_cast<int>(size[1]), run, static_cast<int>(rows),
-                         static_cast<int>(problem.threads));
+        return plan_rows<T>(static_cast<int>(size[1]), run, static_cast<int>(rows),
+                            static_cast<int>(problem.threads));
     };
     const RowPlan x_plan = plan(input, problem.x_size, problem.x_strides,
                                 problem.x_rows * problem.bundles * S::kChannels);
@@ -402,8 +462,8 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     const char* error =
         launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
                dim3(static_cast<unsigned>(problem.threads)),
-               places.totals_bytes + S::kStages * places.stage * sizeof(T), stream, problem, cut,
-               upstream, input, gradient, bias_gradient, partial, x_plan, y_plan);
+               parts.kHeadBytes + parts.totals_bytes + S::kStages * parts.stage * sizeof(T), stream,
+               problem, cut, upstream, input, gradient, bias_gradient, partial, x_plan, y_plan);
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);

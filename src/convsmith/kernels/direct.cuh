@@ -464,8 +464,8 @@ __global__ void __launch_bounds__(kReduceThreads)
 }
 
 // Launches the kernels of one direction. The addresses are
-//   forward          x, w, b or 0, y
-//   input gradient   dy, w, dx
+//   forward          x, w, b or 0, y, 0
+//   input gradient   dy, w, dx, 0
 //   weight gradient  dy, x, dw, db or 0, workspace or 0 (splits partial sums of dw and db)
 template <typename S>
 const char* run(const void* packed, std::size_t packed_bytes, const std::uintptr_t* addresses,
@@ -474,7 +474,8 @@ const char* run(const void* packed, std::size_t packed_bytes, const std::uintptr
     using Accumulator = typename Element<T>::Accumulator;
     constexpr bool kIsForward = S::direction == Direction::kForward;
     constexpr bool kIsWeightGradient = S::direction == Direction::kWeightGradient;
-    constexpr std::size_t kAddresses = kIsForward ? 4 : kIsWeightGradient ? 5 : 3;
+    constexpr bool kIsInputGradient = S::direction == Direction::kInputGradient;
+    constexpr std::size_t kAddresses = kIsInputGradient ? 4 : 5;
     if (packed_bytes != sizeof(Problem)) return "direct: the problem has another size";
     if (address_count != kAddresses) return "direct: another number of addresses was expected";
     const Problem problem = *static_cast<const Problem*>(packed);

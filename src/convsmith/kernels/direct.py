@@ -19,6 +19,8 @@ from convsmith.spec import ConvSpec, Direction, Shape
 
 NAME = "direct"
 LEAST_CAPABILITY = (7, 0)
+MOST_CAPABILITY = (99, 0)
+SIMULATION = 1
 
 # The sizes of a block's tile.
 TILE_COLUMNS = 128
@@ -227,8 +229,3 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
 def _arguments(direction: Direction, dtype: torch.dtype, tile_rows: int) -> tuple[str, ...]:
     constant = f"convsmith::direct::Direction::{_DIRECTION[direction]}"
     return constant, _ELEMENT[dtype], str(tile_rows)
-
-
-def writable(direction: Direction) -> frozenset[int]:
-    """Places of the tensors that the kernel writes, in the order of ``run`` in direct.cuh."""
-    return frozenset({Direction.FORWARD: {3}, Direction.GRAD_INPUT: {2}}.get(direction, {2, 3, 4}))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from convsmith.kernels import depthwise, direct
+from convsmith.kernels import depthwise, direct, implicit_gemm
 from convsmith.kernels.family import Family
 
-FAMILIES: dict[str, Family] = {family.NAME: family for family in (depthwise, direct)}
+FAMILIES: dict[str, Family] = {family.NAME: family for family in (depthwise, implicit_gemm, direct)}

@@ -3,8 +3,8 @@
 A family's module is its host side; its device side is the .cuh of the same name. Tensors reach a
 kernel in one order, whatever the family:
 
-    forward          x, w, b or None, y
-    input gradient   dy, w, dx
+    forward          x, w, b or None, y, workspace or None
+    input gradient   dy, w, dx, workspace or None
     weight gradient  dy, x, dw, db or None, workspace or None
 """
 
@@ -30,6 +30,8 @@ class Family(Protocol):
 
     NAME: str
     LEAST_CAPABILITY: tuple[int, int]
+    MOST_CAPABILITY: tuple[int, int]
+    SIMULATION: int  # rank among the families that the simulator may take, the quickest first
 
     def obstacle(self, spec: ConvSpec) -> str | None:
         """Why the family cannot compute ``spec``, in words that follow "it cannot: "; or None."""
@@ -54,5 +56,9 @@ class Family(Protocol):
     def problem(self, spec: ConvSpec, configuration: Any) -> bytes:
         """What the kernel is told of ``spec`` at run time."""
 
-    def writable(self, direction: Direction) -> frozenset[int]:
-        """Places of the tensors that the kernel writes."""
+
+def places_written(direction: Direction) -> frozenset[int]:
+    """Places of the tensors that a kernel writes, in the order above."""
+    return frozenset(
+        {Direction.FORWARD: {3, 4}, Direction.GRAD_INPUT: {2, 3}}.get(direction, {2, 3, 4})
+    )

@@ -6,11 +6,15 @@
 #include <ucontext.h>
 #include <unistd.h>
 
+#include <algorithm>
 #include <cstdio>
 #include <cstdlib>
 #include <cstring>
 #include <deque>
+#include <functional>
+#include <iterator>
 #include <string>
+#include <utility>
 #include <vector>
 
 #include "memory.h"
@@ -37,6 +41,8 @@ struct Fibre {
     bool has_returned = false;
     const char* where = nullptr;  // what it waited at last, and on which line
     int line = 0;
+    std::vector<std::function<void()>> put_off;  // of the group that is not closed
+    std::deque<std::vector<std::function<void()>>> groups;
 };
 
 Order order = Order::kAscending;
@@ -65,6 +71,12 @@ struct Block {
     int phase;    // of the barrier
     int line;     // of the barrier that the arrived ones are at
 } block;
+
+// Barriers of a part of the block, by their numbers.
+struct NamedBarrier {
+    int arrived, phase;
+};
+NamedBarrier named_barriers[16];
 
 std::string text(const char* what, const uint3& index) {
     char buffer[80];
@@ -107,6 +119,9 @@ void fibre_main() {
         go_on();
         block.thread(block.context);
         Fibre& self = *running;
+        if (!self.put_off.empty() || !self.groups.empty()) {
+            stop("has returned without waiting for what it had begun");
+        }
         self.has_returned = true;
         self.previous->next = self.next;
         self.next->previous = self.previous;
@@ -136,6 +151,7 @@ void run_block() {
     std::memset(block.shared->begin(), 0xff, block.shared->bytes());
     block.unreturned = block.threads;
     block.arrived = 0;
+    std::fill(std::begin(named_barriers), std::end(named_barriers), NamedBarrier{});
     const int n = block.threads;
     warps.assign((n + kLanes - 1) / kLanes, Warp{});
     const int step = order == Order::kAscending ? 1 : n - 1;
@@ -201,6 +217,34 @@ std::uint64_t exchange(std::uint64_t bits, int lane_mask, int line) {
     ++warp.calls;
     wait_until([&warp, turn] { return warp.calls >= (turn + 1) * kLanes; }, "a shuffle", line);
     return warp.values[turn % 2][lane ^ lane_mask];
+}
+
+void named_barrier(int id, int threads, bool waits, int line) {
+    NamedBarrier& barrier = named_barriers[id];
+    const int phase = barrier.phase;
+    if (++barrier.arrived == threads) {
+        barrier.arrived = 0;
+        ++barrier.phase;
+        go_on();
+    }
+    if (waits) {
+        wait_until([&barrier, phase] { return barrier.phase != phase; }, "a named barrier", line);
+    }
+}
+
+void put_off(std::function<void()> work) { running->put_off.push_back(std::move(work)); }
+
+void close_group() {
+    running->groups.push_back(std::move(running->put_off));
+    running->put_off.clear();
+}
+
+void finish_groups(int remaining) {
+    auto& groups = running->groups;
+    while (groups.size() > static_cast<std::size_t>(remaining)) {
+        for (const auto& work : groups.front()) work();
+        groups.pop_front();
+    }
 }
 
 const char* run_grid(void (*thread)(const void* context), const void* context, dim3 grid,

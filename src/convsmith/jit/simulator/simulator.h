@@ -6,6 +6,7 @@
 #include <cstddef>
 #include <cstdint>
 #include <cstring>
+#include <functional>
 #include <type_traits>
 
 #define __global__
@@ -73,6 +74,16 @@ void* shared_memory();
 // What the lane whose number differs by `lane_mask` gives at its own call; returns when all lanes
 // of the warp have called it.
 std::uint64_t exchange(std::uint64_t bits, int lane_mask, int line);
+
+// Returns when `threads` threads have come to barrier `id` of the block, or at once unless this one
+// `waits`.
+void named_barrier(int id, int threads, bool waits, int line);
+
+// Work of an instruction that a thread does not wait for: it is done when the thread does, group by
+// group, in order.
+void put_off(std::function<void()> work);
+void close_group();
+void finish_groups(int remaining);
 
 template <typename To, typename From>
 To bits_of(From value) {

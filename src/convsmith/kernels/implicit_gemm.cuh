@@ -1,0 +1,145 @@
+// The implicit_gemm family: convolutions on the tensor cores, forward and input gradient.
+//
+//   y[n,k,p,q] = b[k] + sum_{c,r,s} w[k,c,r,s] * x[n, c, p * stride_h - padding_h + r * dilation_h,
+//                                                      q * stride_w - padding_w + s * dilation_w]
+//
+// The input gradient of stride 1 is the forward convolution of dy with the filters turned around,
+// input and output channels swapped, and the rest of the padding.
+//
+// A block goes over many tiles of outputs. One of its three warpgroups brings what they meet:
+// patches of the input, which hold every pixel once however many taps meet it, and packed weights.
+// The other two multiply: to the tensor cores a tap is the same patch, begun some pixels later.
+//
+//   implicit_gemm_problem.cuh   what a convolution is to the family; tiles, shared memory
+//   implicit_gemm_pack.cuh      weights, as the tensor cores read them
+//   implicit_gemm_load.cuh      patches and weights on their way to shared memory
+//   implicit_gemm_multiply.cuh  products
+//   implicit_gemm_store.cuh     sums on their way to the output
+#pragma once
+
+#include "implicit_gemm_load.cuh"
+#include "implicit_gemm_multiply.cuh"
+#include "implicit_gemm_store.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+__global__ void __launch_bounds__(S::kThreads, 1)
+    convolve(const Problem problem, const typename S::Value* __restrict__ input,
+             const typename S::Operand* __restrict__ packed, const float* __restrict__ unscale,
+             const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out) {
+    auto* shared = shared_memory<unsigned char>();
+    auto& head = *shared_memory<typename Shared<S>::Head>();
+    const int thread = static_cast<int>(threadIdx.x);
+    const int warpgroup = thread / ptx::kWarpgroup;
+
+    // Make the barriers, and the table of the taps' shifts.
+    if (thread == 0) {
+        for (int i = 0; i < kMostStages; ++i) {
+            ptx::mbarrier_init(head.patch_full + i, S::kLoadingThreads);
+            ptx::mbarrier_init(head.patch_empty + i, 4 * S::kConsumers);
+            for (int ring = 0; ring < 2; ++ring) {
+                ptx::mbarrier_init(head.weights_full[ring] + i, 1);
+                ptx::mbarrier_init(head.weights_empty[ring] + i,
+                                   S::kSplitsFilters ? 4 : 4 * S::kConsumers);
+            }
+        }
+        ptx::fence_mbarrier_init();
+    }
+    for (int tap = thread; tap < S::padded_taps(problem); tap += S::kThreads) {
+        const int columns = static_cast<int>(problem.kernel_size[1]);
+        int place[2], phase[2];
+#pragma unroll
+        for (int axis = 0; axis < 2; ++axis) {
+            const int index = axis == 0 ? tap / columns : tap % columns;
+            const int stride = static_cast<int>(problem.stride[axis]);
+            const int dilation = static_cast<int>(problem.dilation[axis]);
+            phase[axis] = index % static_cast<int>(problem.phases[axis]);
+            place[axis] = (index * dilation - phase[axis] * dilation % stride) / stride;
+        }
+        const int of_phase = static_cast<int>(problem.patch_rows * problem.pitch);
+        head.tap_shifts[tap] =
+            tap >= S::taps(problem)
+                ? 0
+                : (phase[0] * static_cast<int>(problem.phases[1]) + phase[1]) * of_phase +
+                      place[0] * static_cast<int>(problem.pitch) + place[1];
+    }
+    if constexpr (S::kUnfolds) {
+        for (int channel = thread; channel < S::channels(problem); channel += S::kThreads) {
+            const auto rows = static_cast<int>(problem.kernel_size[0]);
+            const auto columns = static_cast<int>(problem.kernel_size[1]);
+            const int h = channel / columns % rows * static_cast<int>(problem.dilation[0]);
+            const int w = channel % columns * static_cast<int>(problem.dilation[1]);
+            head.steps[channel] = h << 16 | w;
+            head.offsets[channel] =
+                channel / columns / rows * static_cast<int>(problem.in_strides[1]) +
+                h * static_cast<int>(problem.in_strides[2]) +
+                w * static_cast<int>(problem.in_strides[3]);
+        }
+    }
+    __syncthreads();
+
+    const int tiles = tile_count<S>(problem), step = static_cast<int>(gridDim.x);
+    if (warpgroup == S::kConsumers) {
+        ptx::setmaxnreg_dec<S::kLoaderRegisters>();
+        const int of_group = thread % ptx::kWarpgroup;
+        if (of_group >= 32) {
+            PatchLoader<S> loader(problem, input, shared, head, of_group - 32);
+            for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
+                loader.load(tile_at<S>(problem, i));
+            }
+        } else if (of_group == 0) {
+            WeightLoader<S> loader(problem, packed, shared, head);
+            for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
+                loader.load(tile_at<S>(problem, i));
+            }
+        }
+    } else {
+        ptx::setmaxnreg_inc<S::kConsumerRegisters>();
+        Multiplier<S> multiplier(problem, shared, head, warpgroup);
+        Store<S> store(problem, bias, unscale, out, shared, warpgroup);
+        for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
+            multiplier.multiply();
+            store.store(tile_at<S>(problem, i), multiplier.sums);
+        }
+    }
+}
+
+// Launches the kernels. The addresses are
+//   forward          x, w, b or 0, y, workspace for the packed weights
+//   input gradient   dy, w, dx, the same
+template <typename S>
+const char* run(const void* packed_problem, std::size_t packed_bytes,
+                const std::uintptr_t* addresses, std::size_t address_count, std::uintptr_t stream) {
+    using T = typename S::Value;
+    using Operand = typename S::Operand;
+    if (packed_bytes != sizeof(Problem)) return "implicit_gemm: the problem has another size";
+    if (address_count != 4 && address_count != 5) {
+        return "implicit_gemm: another number of addresses was expected";
+    }
+    Problem problem = *static_cast<const Problem*>(packed_problem);
+    const bool is_forward = address_count == 5;
+    const auto* input = reinterpret_cast<const T*>(addresses[0]);
+    const auto* weight = reinterpret_cast<const T*>(addresses[1]);
+    const auto* bias = is_forward ? reinterpret_cast<const T*>(addresses[2]) : nullptr;
+    auto* out = reinterpret_cast<T*>(addresses[address_count - 2]);
+    const std::uintptr_t workspace = addresses[address_count - 1];
+    auto* packed = reinterpret_cast<Operand*>(workspace);
+    if (addresses[address_count - 2] % (4 * sizeof(T)) != 0) problem.stores_vectors = 0;
+    const std::int64_t padded =
+        (problem.filters + S::kFilters - 1) / S::kFilters * S::kFilters * problem.groups;
+    auto* unscale = reinterpret_cast<float*>(
+        workspace + padded / kRowsOfBlock * S::channel_blocks(problem) * S::padded_taps(problem) *
+                        std::int64_t{S::kTapBytes});
+    constexpr int kPackThreads = 128;
+    const auto pack_blocks = static_cast<unsigned>((padded * 32 + kPackThreads - 1) / kPackThreads);
+    const char* error = launch(pack<S>, dim3(pack_blocks), dim3(kPackThreads), 0, stream, problem,
+                               weight, packed, unscale);
+    if (error != nullptr) return error;
+    return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
+                  static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
+                  static_cast<const Operand*>(packed), static_cast<const float*>(unscale), bias,
+                  out);
+}
+
+}  // namespace convsmith::implicit_gemm

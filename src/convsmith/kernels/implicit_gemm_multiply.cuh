@@ -1,0 +1,188 @@
+// What a consumer warpgroup does: multiplies the weights of kRowsOfBlock filters with two halves of
+// kHalf pixels of a patch, tap after tap.
+#pragma once
+
+#include "implicit_gemm_problem.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+class Multiplier {
+  public:
+    using Operand = typename S::Operand;
+    static constexpr int kValues = kHalf / 2;  // of a thread, in each half
+    float sums[2][kValues];
+
+    __device__ Multiplier(const Problem& problem, unsigned char* shared,
+                          typename Shared<S>::Head& head, int warpgroup)
+        : problem_(problem), head_(head), ring_of_weights_(S::kSplitsFilters ? warpgroup : 0) {
+        const Shared<S> parts(problem);
+        patches_ = shared + parts.patches;
+        weights_ = shared + parts.weights +
+                   ring_of_weights_ * static_cast<int>(problem.weight_stages) * S::kStageBytes;
+        pixels_ = S::patch_pixels(problem);
+        const int pitch = static_cast<int>(problem.pitch);
+        const bool tall = problem.tile_is_tall != 0;
+        half_shift_ = tall ? 8 : pitch;
+        first_pixel_ = S::kSplitsFilters ? 0 : warpgroup * (tall ? 16 : 2) * pitch;
+        group_bytes_ = 16 * (tall ? pitch : 8);
+    }
+
+    // The sums of a tile, each over all channels and taps, still to be multiplied by what undoes
+    // the filters' scales.
+    __device__ __forceinline__ void multiply() {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) sums[half][i] = 0;
+        }
+        int blocks = S::channel_blocks(problem_);
+        if constexpr (S::kProducts == 1) {
+            // Patches of one scale follow one another; where it changes, the sums change with it.
+            float scale = next_scale();
+#pragma unroll 1
+            for (;;) {
+                float next;
+#pragma unroll 1
+                do {
+                    add_patch();
+                    next = --blocks > 0 ? next_scale() : 1.0f;
+                } while (blocks > 0 && next == scale);
+                multiply_sums(next / scale);
+                if (blocks == 0) break;
+                scale = next;
+            }
+        } else {
+#pragma unroll 1
+            for (; blocks > 0; --blocks) add_patch_in_parts(1 / next_scale());
+        }
+    }
+
+  private:
+    __device__ __forceinline__ void multiply_sums(float factor) {
+#pragma unroll
+        for (int half = 0; half < 2; ++half) {
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) sums[half][i] *= factor;
+        }
+    }
+
+    __device__ __forceinline__ std::uint64_t pixels_of(int half) const {
+        return ptx::matrix_descriptor(patches_ + patch_.stage * S::patch_bytes(problem_) +
+                                          (first_pixel_ + half * half_shift_) * 16,
+                                      pixels_ * 16, group_bytes_);
+    }
+
+    // Waits for the next patch; what its values have been multiplied by.
+    __device__ __forceinline__ float next_scale() const {
+        ptx::mbarrier_wait(head_.patch_full + patch_.stage, patch_.parity);
+        return S::kScales ? head_.scales[patch_.stage] : 1.0f;
+    }
+
+    // Waits for the next stage of weights.
+    __device__ __forceinline__ std::uint64_t filters() const {
+        const int parity = problem_.weights_stay ? 0 : weight_.parity;
+        ptx::mbarrier_wait(head_.weights_full[ring_of_weights_] + weight_.stage, parity);
+        return ptx::matrix_descriptor(weights_ + weight_.stage * S::kStageBytes, kRowsOfBlock * 16,
+                                      128);
+    }
+
+    // Adds the products of a patch to the sums, as the tensor cores do.
+    __device__ __forceinline__ void add_patch() {
+        const int taps = S::padded_taps(problem_);
+        int done = -1;  // the stage of weights whose products may still be on their way
+#pragma unroll 1
+        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+            const std::uint64_t a = filters();
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+#pragma unroll
+                for (int t = 0; t < S::kStageTaps; ++t) {
+                    const auto shift = static_cast<std::uint64_t>(head_.tap_shifts[tap + t]);
+#pragma unroll
+                    for (int step = 0; step < S::kSteps; ++step) {
+                        ptx::wgmma<Operand, kHalf>(sums[half],
+                                                   a + t * kTapVectors + filters_at(step),
+                                                   pixels_of(half) + shift + pixels_at(step), true);
+                    }
+                }
+            }
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<1>();
+            if (done >= 0) release_weights(done);
+            done = weight_.stage;
+            weight_.advance(static_cast<int>(problem_.weight_stages));
+        }
+        ptx::wgmma_wait_group<0>();
+        release_weights(done);
+        release_patch();
+    }
+
+    // The same with split operands. The tensor cores truncate when they add to a long sum, so
+    // theirs are of a few taps, and are added to the sums with rounding.
+    __device__ __forceinline__ void add_patch_in_parts(float unscale) {
+        const int taps = S::padded_taps(problem_);
+#pragma unroll 1
+        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+            const std::uint64_t a = filters();
+#pragma unroll
+            for (int half = 0; half < 2; ++half) {
+                float products[kValues];
+                ptx::wgmma_fence();
+#pragma unroll
+                for (int t = 0; t < S::kStageTaps; ++t) {
+                    const auto shift = static_cast<std::uint64_t>(head_.tap_shifts[tap + t]);
+#pragma unroll
+                    for (int step = 0; step < S::kSteps; ++step) {
+                        const std::uint64_t high = a + t * kTapVectors + filters_at(step);
+                        const std::uint64_t b = pixels_of(half) + shift + pixels_at(step);
+                        const std::uint64_t low_b = b + pixels_at(S::kSteps);
+                        ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
+                        ptx::wgmma<Operand, kHalf>(products, high + filters_at(S::kSteps), b, true);
+                        ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                    }
+                }
+                ptx::wgmma_commit_group();
+                ptx::wgmma_wait_group<0>();
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
+            }
+            release_weights(weight_.stage);
+            weight_.advance(static_cast<int>(problem_.weight_stages));
+        }
+        release_patch();
+    }
+
+    __device__ __forceinline__ void release_patch() {
+        release(head_.patch_empty + patch_.stage);
+        patch_.advance(static_cast<int>(problem_.patch_stages));
+    }
+
+    static constexpr std::uint64_t kTapVectors = S::kTapBytes / 16;
+
+    // From an operand's start to the channels of a later wgmma, in 16 bytes; the low parts follow
+    // the last high ones.
+    static __device__ __forceinline__ constexpr std::uint64_t filters_at(int step) {
+        return static_cast<std::uint64_t>(step * (ptx::kWgmmaTerms / kVector) * kRowsOfBlock);
+    }
+    __device__ __forceinline__ std::uint64_t pixels_at(int step) const {
+        return static_cast<std::uint64_t>(step * (ptx::kWgmmaTerms / kVector) * pixels_);
+    }
+
+    __device__ __forceinline__ void release_weights(int stage) const {
+        if (!problem_.weights_stay) release(head_.weights_empty[ring_of_weights_] + stage);
+    }
+
+    static __device__ __forceinline__ void release(ptx::Barrier* barrier) {
+        if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(barrier);
+    }
+
+    const Problem& problem_;
+    typename Shared<S>::Head& head_;
+    unsigned char *patches_, *weights_;
+    int ring_of_weights_, pixels_, half_shift_, first_pixel_, group_bytes_;
+    Ring patch_, weight_;
+};
+
+}  // namespace convsmith::implicit_gemm

@@ -1,0 +1,166 @@
+// wgmma: the 128 threads of a warpgroup multiply two matrices in shared memory and add the product
+// to their registers, while they go on. Compute capability 9.0 alone (sm_90a).
+//
+// Operands are 16-bit, in core matrices of 8 x 16 bytes that lie contiguously ("no swizzle"). From
+// an operand's start, element (i, k) is, in bytes, at
+//   K-major    i / 8 * outer + k / 8 * inner + i % 8 * 16 + k % 8 * 2
+//   MN-major   i / 8 * outer + k / 8 * inner + k % 8 * 16 + i % 8 * 2
+// where i counts rows of A or columns of B, and k the terms of the sum.
+#pragma once
+
+#include <type_traits>
+
+#include "element.cuh"
+#include "launch.cuh"
+
+namespace convsmith::ptx {
+
+inline constexpr int kWarpgroup = 128;  // threads
+inline constexpr int kWgmmaRows = 64, kWgmmaTerms = 16;
+
+enum class Major { kK, kMN };
+
+// Which element of a result of kWgmmaRows rows value `i` of a thread's is.
+__device__ __forceinline__ constexpr int fragment_row(int thread, int i) {
+    return thread / 32 % 4 * 16 + thread % 32 / 4 + i / 2 % 2 * 8;
+}
+__device__ __forceinline__ constexpr int fragment_column(int thread, int i) {
+    return i / 4 * 8 + thread % 4 * 2 + i % 2;
+}
+
+// Where an operand lies. `start` and both distances are multiples of 16 bytes; to move an operand
+// by 16 bytes, add 1.
+__device__ __forceinline__ std::uint64_t matrix_descriptor(const void* start, int inner_bytes,
+                                                           int outer_bytes) {
+#ifdef CONVSMITH_SIMULATOR
+    const auto address =
+        static_cast<std::uint64_t>(static_cast<const unsigned char*>(start) -
+                                   static_cast<unsigned char*>(simulator::shared_memory()));
+#else
+    const auto address = static_cast<std::uint64_t>(__cvta_generic_to_shared(start));
+#endif
+    return address / 16 | static_cast<std::uint64_t>(inner_bytes / 16) << 16 |
+           static_cast<std::uint64_t>(outer_bytes / 16) << 32;
+}
+
+#ifdef CONVSMITH_SIMULATOR
+
+// Before the first wgmma, and where registers that it adds to were written otherwise.
+inline void wgmma_fence() {}
+
+template <Major kMajor, typename T>
+float element_of(std::uint64_t descriptor, int i, int k) {
+    const auto field = [descriptor](int bit) {
+        return static_cast<int>(descriptor >> bit & 0x3fff) * 16;
+    };
+    const int within = kMajor == Major::kK ? i % 8 * 8 + k % 8 : k % 8 * 8 + i % 8;
+    const auto* start = static_cast<const unsigned char*>(simulator::shared_memory()) + field(0);
+    const auto* core = start + i / 8 * field(32) + k / 8 * field(16);
+    return Element<T>::widen(reinterpret_cast<const T*>(core)[within]);
+}
+
+// sums = A * B, or sums + A * B if it `accumulates`, for kColumns columns of B. The operands are
+// read, and the sums written, when the thread waits: whoever overwrites an operand or reads a sum
+// too early is found out.
+template <typename T, int kColumns, Major kA = Major::kK, Major kB = Major::kK>
+void wgmma(float (&sums)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool accumulates) {
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+    simulator::put_off([&sums, a, b, accumulates, thread] {
+        float rows[2][kWgmmaTerms], columns[2][kWgmmaTerms];
+        for (int k = 0; k < kWgmmaTerms; ++k) {
+            for (int half = 0; half < 2; ++half) {
+                rows[half][k] = element_of<kA, T>(a, fragment_row(thread, 2 * half), k);
+            }
+        }
+        for (int i = 0; i < kColumns / 2; ++i) {
+            if (i % 4 == 0) {
+                for (int k = 0; k < kWgmmaTerms; ++k) {
+                    for (int odd = 0; odd < 2; ++odd) {
+                        columns[odd][k] = element_of<kB, T>(b, fragment_column(thread, i + odd), k);
+                    }
+                }
+            }
+            double sum = accumulates ? sums[i] : 0;
+            for (int k = 0; k < kWgmmaTerms; ++k) {
+                sum += double{rows[i / 2 % 2][k]} * columns[i % 2][k];
+            }
+            sums[i] = static_cast<float>(sum);
+        }
+    });
+}
+
+// Makes a group of the products that the calling thread has begun.
+inline void wgmma_commit_group() { simulator::close_group(); }
+
+// Returns when all groups of the calling thread's but the last kGroups are done.
+template <int kGroups>
+void wgmma_wait_group() {
+    simulator::finish_groups(kGroups);
+}
+
+#else
+
+__device__ __forceinline__ void wgmma_fence() {
+    asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+__device__ __forceinline__ void wgmma_commit_group() {
+    asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+template <int kGroups>
+__device__ __forceinline__ void wgmma_wait_group() {
+    asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
+}
+
+// The registers of a thread's result, as an asm statement names and binds them.
+#define CONVSMITH_NAMES_32                                                                       \
+    "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
+    "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
+#define CONVSMITH_NAMES_64                                                                    \
+    CONVSMITH_NAMES_32                                                                        \
+    ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
+    "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
+#define CONVSMITH_BIND_8(i)                                                                    \
+    "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
+        "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
+#define CONVSMITH_BIND_32(i) \
+    CONVSMITH_BIND_8(i), CONVSMITH_BIND_8(i + 8), CONVSMITH_BIND_8(i + 16), CONVSMITH_BIND_8(i + 24)
+#define CONVSMITH_WGMMA(columns, type, names, a, b, flag, major_a, major_b, ...)           \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, " flag                                     \
+                 ", 0; wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
+                 " {" names "}, " a ", " b ", p, 1, 1, " major_a ", " major_b ";}"         \
+                 : __VA_ARGS__                                                             \
+                 : "l"(a_bits), "l"(b_bits), "r"(static_cast<int>(accumulates)),           \
+                   "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)))
+
+template <typename T, int kColumns, Major kA = Major::kK, Major kB = Major::kK>
+__device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t a_bits,
+                                      std::uint64_t b_bits, bool accumulates) {
+    static_assert(kColumns == 64 || kColumns == 128);
+    constexpr bool kIsHalf = std::is_same_v<T, __half>;
+    static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
+    if constexpr (kColumns == 64 && kIsHalf) {
+        CONVSMITH_WGMMA("64", "f16", CONVSMITH_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                        CONVSMITH_BIND_32(0));
+    } else if constexpr (kColumns == 64) {
+        CONVSMITH_WGMMA("64", "bf16", CONVSMITH_NAMES_32, "%32", "%33", "%34", "%35", "%36",
+                        CONVSMITH_BIND_32(0));
+    } else if constexpr (kIsHalf) {
+        CONVSMITH_WGMMA("128", "f16", CONVSMITH_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                        CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
+    } else {
+        CONVSMITH_WGMMA("128", "bf16", CONVSMITH_NAMES_64, "%64", "%65", "%66", "%67", "%68",
+                        CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
+    }
+}
+
+#undef CONVSMITH_WGMMA
+#undef CONVSMITH_BIND_32
+#undef CONVSMITH_BIND_8
+#undef CONVSMITH_NAMES_64
+#undef CONVSMITH_NAMES_32
+
+#endif
+
+}  // namespace convsmith::ptx

@@ -1,0 +1,161 @@
+"""The implicit_gemm family against float64: in the simulator, and on a GPU where there is one."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from convolutions import PLAIN, Case, on_poisoned_memory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import convsmith
+from convsmith import execute
+from convsmith.kernels import implicit_gemm
+from convsmith.spec import Direction
+
+ORDINARY = replace(PLAIN, group_channels=20)
+CASES = {
+    "ordinary": ORDINARY,
+    "many-filters": replace(ORDINARY, group_filters=70),
+    "wide": replace(ORDINARY, size=(6, 140)),
+    "small-planes": replace(ORDINARY, batch=9, size=(7, 7)),
+    "strided": replace(ORDINARY, stride=(2, 1), padding=(2, 1)),
+    "dilated": replace(ORDINARY, dilation=(2, 3), padding=(2, 3)),
+    "strided-and-dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
+    "1x1": replace(ORDINARY, kernel_size=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
+    "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
+    "three-channels": replace(ORDINARY, group_channels=3, kernel_size=(7, 7), stride=(2, 2)),
+    "three-channels-dilated": replace(ORDINARY, group_channels=3, dilation=(2, 3), size=(12, 20)),
+    "one-channel": replace(ORDINARY, group_channels=1, padding=(3, 0)),
+    "1x1-many-channels": replace(
+        ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), group_filters=70
+    ),
+    "channels-last": replace(ORDINARY, layout="channels_last"),
+    "transposed": replace(ORDINARY, layout="transposed"),
+}
+# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result.
+LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
+
+
+@pytest.fixture(
+    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
+)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    with on_poisoned_memory("implicit_gemm"):
+        yield request.param
+
+
+@pytest.fixture(params=["tf32", "float32"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
+    return request.param
+
+
+def errors(case: Case, device: str, factor: float = 1) -> float:
+    """The largest error of y over its largest element, for x multiplied by ``factor``."""
+    x, w, b = case.tensors(device)
+    x = x * factor
+    y = convsmith.conv2d(x, w, b, *case.geometry)
+    exact = torch.conv2d(x.double(), w.double(), None if b is None else b.double(), *case.geometry)
+    return float((y.double() - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_layers(case: Case, device: str, precision: str) -> None:
+    assert errors(case, device) < LARGEST_ERROR[precision]
+
+
+def gradient_error(case: Case, device: str) -> float:
+    """The largest error of dx over its largest element."""
+    x, w, _ = case.tensors(device)
+    dy = case.upstream(torch.conv2d(x, w, None, *case.geometry))
+    dx = execute.input_gradient(dy, w, x, *case.geometry)
+    exact = torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), *case.geometry)
+    return float((dx.double() - exact).abs().max() / exact.abs().max())
+
+
+@pytest.mark.parametrize(
+    "case",
+    [pytest.param(case, id=name) for name, case in CASES.items() if case.stride == (1, 1)],
+)
+def test_input_gradients(case: Case, device: str, precision: str) -> None:
+    assert gradient_error(case, device) < LARGEST_ERROR[precision]
+
+
+def test_an_input_gradient_of_padding_beyond_the_filter(device: str, precision: str) -> None:
+    case = replace(ORDINARY, padding=(4, 5))
+    assert gradient_error(case, device) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_half_precision(dtype: torch.dtype, device: str) -> None:
+    assert errors(replace(ORDINARY, dtype=dtype), device) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize("factor", [1e-25, 1e-6, 1e6, 1e25], ids=str)
+def test_any_magnitude(factor: float, device: str, precision: str) -> None:
+    assert errors(replace(ORDINARY, has_bias=False), device, factor) < LARGEST_ERROR[precision]
+
+
+def test_magnitudes_that_change_from_channel_to_channel(device: str, precision: str) -> None:
+    """So that the scale of one patch does not suit the next."""
+    case = replace(ORDINARY, group_channels=64, has_bias=False)
+    x, w, _ = case.tensors(device)
+    x *= 10.0 ** torch.arange(-12, 12, 24 / 64, device=device)[:, None, None]
+    y = convsmith.conv2d(x, w, None, *case.geometry)
+    exact = torch.conv2d(x.double(), w.double(), None, *case.geometry)
+    assert (y.double() - exact).abs().max() / exact.abs().max() < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+def test_inf_and_nan_reach_what_they_meet(value: float, device: str, precision: str) -> None:
+    x, w, b = ORDINARY.tensors(device)
+    x[1, 3, 4, 5] = value
+    y = convsmith.conv2d(x, w, b, *ORDINARY.geometry)
+    exact = torch.conv2d(x.double(), w.double(), b.double(), *ORDINARY.geometry)
+    torch.testing.assert_close(
+        y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
+    )
+
+
+def test_the_same_bits_again(device: str, precision: str) -> None:
+    def once() -> Tensor:
+        x, w, b = ORDINARY.tensors(device)
+        return convsmith.conv2d(x, w, b, *ORDINARY.geometry)
+
+    assert torch.equal(once(), once())
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_layer(data: st.DataObject) -> None:
+    def pair(most: int, least: int = 1) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
+
+    kernel_size, dilation = pair(5), pair(3)
+    least = [step * (taps - 1) + 1 for step, taps in zip(dilation, kernel_size, strict=True)]
+    more = pair(9, 0)
+    case = replace(
+        PLAIN,
+        batch=data.draw(st.integers(1, 4)),
+        groups=data.draw(st.integers(1, 2)),
+        group_channels=data.draw(st.integers(1, 40)),
+        group_filters=data.draw(st.integers(1, 140)),
+        size=(least[0] + more[0], least[1] + more[1]),
+        kernel_size=kernel_size,
+        stride=pair(4),
+        padding=pair(4, 0),
+        dilation=dilation,
+        seed=data.draw(st.integers(0, 9)),
+    )
+    if implicit_gemm.obstacle(case.specs()[Direction.FORWARD]) is not None:
+        return
+    with convsmith.use_kernel("implicit_gemm"), convsmith.simulator():
+        assert errors(case, "cpu") < LARGEST_ERROR["tf32"]
+        if implicit_gemm.obstacle(case.specs()[Direction.GRAD_INPUT]) is None:
+            assert gradient_error(case, "cpu") < LARGEST_ERROR["tf32"]
