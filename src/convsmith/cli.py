@@ -111,7 +111,9 @@ def bench(
     problems: Annotated[
         list[Path] | None, typer.Argument(help="Problem files; without any, a suite of layers.")
     ] = None,
-    suite: Annotated[str, typer.Option(help="The suite of layers: core, depthwise.")] = "core",
+    suite: Annotated[
+        str, typer.Option(help="The suite of layers: core, depthwise, dense.")
+    ] = "core",
     against: Annotated[
         str, typer.Option(help="Peers to time beside ConvSmith: torch,channels_last,compile.")
     ] = "torch,channels_last",

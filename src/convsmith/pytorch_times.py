@@ -32,10 +32,24 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
         share = 0.005 * channels if narrow else 0.85
         compute_ms = giga_operations / (share * ceilings.tf32_TFLOPs)
         how = "cuDNN on tensor cores, hardly filled" if narrow else "cuDNN on tensor cores"
-        return max(traffic_ms, compute_ms), how
+        conversion_ms = _conversion_ms(spec, ceilings)
+        if conversion_ms > 0:
+            how += ", converted to channels_last and back"
+        return max(traffic_ms, compute_ms) + conversion_ms, how
     share, algorithm = _cudnn_float32_share(spec)
     compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
     return max(traffic_ms, compute_ms), f"cuDNN, {algorithm}"
+
+
+def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
+    """The time of bringing x and y from NCHW to channels_last, or back: each is read and written.
+
+    A product of matrices, which a filter of one tap is, needs no such thing.
+    """
+    if spec.is_channels_last or math.prod(spec.kernel_size) == 1 or spec.groups > 1:
+        return 0
+    elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
+    return 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
 
 
 def _depthwise_ms(spec: ConvSpec) -> float:

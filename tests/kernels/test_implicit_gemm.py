@@ -22,6 +22,7 @@ CASES = {
     "ordinary": ORDINARY,
     "many-filters": replace(ORDINARY, group_filters=70),
     "wide": replace(ORDINARY, size=(6, 140)),
+    "wide-unaligned": replace(ORDINARY, size=(5, 301), kernel_size=(2, 2), padding=(0, 0)),
     "small-planes": replace(ORDINARY, batch=9, size=(7, 7)),
     "strided": replace(ORDINARY, stride=(2, 1), padding=(2, 1)),
     "dilated": replace(ORDINARY, dilation=(2, 3), padding=(2, 3)),
@@ -118,6 +119,22 @@ def test_inf_and_nan_reach_what_they_meet(value: float, device: str, precision: 
     x[1, 3, 4, 5] = value
     y = convsmith.conv2d(x, w, b, *ORDINARY.geometry)
     exact = torch.conv2d(x.double(), w.double(), b.double(), *ORDINARY.geometry)
+    torch.testing.assert_close(
+        y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
+    )
+
+
+@pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("name", ["5x5", "three-channels"])
+def test_inf_and_nan_reach_nothing_else(
+    name: str, value: float, device: str, precision: str
+) -> None:
+    """Where taps do not fill the last stage of weights, or a vector: what fills them meets x too."""
+    case = {"5x5": replace(ORDINARY, kernel_size=(5, 5)), **CASES}[name]
+    x, w, b = case.tensors(device)
+    x[1, 2, 4, 5] = value
+    y = convsmith.conv2d(x, w, b, *case.geometry)
+    exact = torch.conv2d(x.double(), w.double(), None if b is None else b.double(), *case.geometry)
     torch.testing.assert_close(
         y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
     )

@@ -68,10 +68,11 @@ def require_known(precisions: Sequence[Precision]) -> None:
 
 
 # What a complete record holds, in the order in which it is measured. Of `depthwise` float32 alone:
-# such narrow groups run on the float32 units in the TF32 class too.
+# such narrow groups run on the float32 units in the TF32 class too. Of `dense` only forward passes.
 RECORDED = (
     Selection("core"),
     Selection("depthwise", precisions=(Precision.FLOAT32,)),
+    Selection("dense", directions=(Direction.FORWARD,)),
     Selection(
         "core",
         layers=("kb82", "convnext_dw7"),

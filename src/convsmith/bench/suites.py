@@ -9,6 +9,10 @@ networks and awkward ones. A name tells the layer: batch, channels, plane, filte
 they are not the usual ones, stride (s), dilation (d), padding (p; the usual one keeps the plane's
 size at stride 1) and filters for each channel (m). `dw` has one channel a group; `g3f5` groups of 3
 channels with 5 filters each.
+
+`dense` sweeps what tensor cores are for, groups=1 and groups of eight channels or more, in the same
+way. Its names read the same, but for `c`: channels and filters are both told, as `c64k128`, and
+groups (g) come last.
 """
 
 from __future__ import annotations
@@ -198,7 +202,89 @@ DEPTHWISE = (
     Layer("g7f14_b8_c56_57_k5", (8, 56, 57, 57), 112, (5, 5), (1, 1), (2, 2), groups=8),
 )
 
-SUITES = {"core": CORE, "depthwise": DEPTHWISE}
+DENSE = (
+    # VGG.
+    Layer("c_b32_c3k64_224_k3", (32, 3, 224, 224), 64, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b8_c64k64_224_k3", (8, 64, 224, 224), 64, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b16_c256k256_56_k3", (16, 256, 56, 56), 256, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b32_c512k512_28_k3", (32, 512, 28, 28), 512, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b64_c512k512_14_k3", (64, 512, 14, 14), 512, (3, 3), (1, 1), (1, 1)),
+    # AlexNet, whose second layer was first published in two groups.
+    Layer("c_b16_c3k64_224_k11_s4_p2", (16, 3, 224, 224), 64, (11, 11), (4, 4), (2, 2)),
+    Layer("c_b64_c64k192_27_k5", (64, 64, 27, 27), 192, (5, 5), (1, 1), (2, 2)),
+    Layer("c_b32_c96k256_27_k5_g2", (32, 96, 27, 27), 256, (5, 5), (1, 1), (2, 2), groups=2),
+    # ResNet-18 and ResNet-50.
+    Layer("c_b1_c3k64_224_k7_s2", (1, 3, 224, 224), 64, (7, 7), (2, 2), (3, 3)),
+    Layer("c_b64_c64k128_56_k3_s2", (64, 64, 56, 56), 128, (3, 3), (2, 2), (1, 1)),
+    Layer("c_b1_c128k128_28_k3", (1, 128, 28, 28), 128, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b256_c256k256_14_k3", (256, 256, 14, 14), 256, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b1_c512k512_7_k3", (1, 512, 7, 7), 512, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b32_c256k512_56_k1_s2", (32, 256, 56, 56), 512, (1, 1), (2, 2)),
+    Layer("c_b256_c2048k512_7_k1", (256, 2048, 7, 7), 512, (1, 1)),
+    Layer("c_b64_c512k2048_7_k1", (64, 512, 7, 7), 2048, (1, 1)),
+    # Inception V3.
+    Layer("c_b32_c3k32_299_k3_s2_p0", (32, 3, 299, 299), 32, (3, 3), (2, 2)),
+    Layer("c_b32_c288k384_35_k3_s2_p0", (32, 288, 35, 35), 384, (3, 3), (2, 2)),
+    Layer("c_b32_c48k64_35_k5", (32, 48, 35, 35), 64, (5, 5), (1, 1), (2, 2)),
+    Layer("c_b32_c128k128_17_k1x7", (32, 128, 17, 17), 128, (1, 7), (1, 1), (0, 3)),
+    Layer("c_b32_c160k192_17_k7x1", (32, 160, 17, 17), 192, (7, 1), (1, 1), (3, 0)),
+    Layer("c_b16_c384k384_8_k1x3", (16, 384, 8, 8), 384, (1, 3), (1, 1), (0, 1)),
+    # DenseNet.
+    Layer("c_b32_c96k128_56_k1", (32, 96, 56, 56), 128, (1, 1)),
+    Layer("c_b64_c128k32_28_k3", (64, 128, 28, 28), 32, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b64_c1024k512_14_k1", (64, 1024, 14, 14), 512, (1, 1)),
+    # Pointwise layers of EfficientNet and ShuffleNetV2.
+    Layer("c_b32_c16k96_112_k1", (32, 16, 112, 112), 96, (1, 1)),
+    Layer("c_b64_c24k144_56_k1", (64, 24, 56, 56), 144, (1, 1)),
+    Layer("c_b128_c1152k192_7_k1", (128, 1152, 7, 7), 192, (1, 1)),
+    Layer("c_b128_c24k58_56_k1", (128, 24, 56, 56), 58, (1, 1)),
+    Layer("c_b64_c116k116_14_k1", (64, 116, 14, 14), 116, (1, 1)),
+    # ConvNeXt's patches.
+    Layer("c_b256_c3k96_224_k4_s4_p0", (256, 3, 224, 224), 96, (4, 4), (4, 4)),
+    # Wide groups: ShuffleNet, ResNeXt and RegNet.
+    Layer("c_b32_c240k60_28_k1_g3", (32, 240, 28, 28), 60, (1, 1), groups=3),
+    Layer("c_b32_c256k256_56_k3_g32", (32, 256, 56, 56), 256, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("c_b8_c1024k1024_14_k3_g32", (8, 1024, 14, 14), 1024, (3, 3), (1, 1), (1, 1), groups=32),
+    Layer("c_b32_c432k432_28_k3_s2_g9", (32, 432, 28, 28), 432, (3, 3), (2, 2), (1, 1), groups=9),
+    Layer("c_b64_c440k440_7_k3_g55", (64, 440, 7, 7), 440, (3, 3), (1, 1), (1, 1), groups=55),
+    # U-Net: no padding, and one channel of image.
+    Layer("c_b1_c1k64_572_k3_p0", (1, 1, 572, 572), 64, (3, 3)),
+    Layer("c_b2_c128k64_392_k3_p0", (2, 128, 392, 392), 64, (3, 3)),
+    Layer("c_b1_c1024k512_56_k3_p0", (1, 1024, 56, 56), 512, (3, 3)),
+    Layer("c_b4_c64k2_388_k1", (4, 64, 388, 388), 2, (1, 1)),
+    # YOLO and its CSP stages.
+    Layer("c_b8_c3k32_640_k6_s2", (8, 3, 640, 640), 32, (6, 6), (2, 2), (2, 2)),
+    Layer("c_b8_c64k128_160_k3_s2", (8, 64, 160, 160), 128, (3, 3), (2, 2), (1, 1)),
+    Layer("c_b4_c128k128_76_k3", (4, 128, 76, 76), 128, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b8_c512k255_20_k1", (8, 512, 20, 20), 255, (1, 1)),
+    # Discriminators of DCGAN and pix2pix.
+    Layer("c_b128_c3k64_64_k4_s2", (128, 3, 64, 64), 64, (4, 4), (2, 2), (1, 1)),
+    Layer("c_b128_c256k512_8_k4_s2", (128, 256, 8, 8), 512, (4, 4), (2, 2), (1, 1)),
+    Layer("c_b16_c512k1_31_k4", (16, 512, 31, 31), 1, (4, 4), (1, 1), (1, 1)),
+    # SegNet, and DeepLab's dilated filters.
+    Layer("c_b2_c64k64_360x480_k3", (2, 64, 360, 480), 64, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b4_c512k512_22x30_k3", (4, 512, 22, 30), 512, (3, 3), (1, 1), (1, 1)),
+    Layer("c_b4_c512k512_41_k3_d2", (4, 512, 41, 41), 512, (3, 3), (1, 1), (2, 2), (2, 2)),
+    Layer("c_b2_c2048k256_33_k3_d6", (2, 2048, 33, 33), 256, (3, 3), (1, 1), (6, 6), (6, 6)),
+    Layer("c_b1_c2048k256_65_k3_d12", (1, 2048, 65, 65), 256, (3, 3), (1, 1), (12, 12), (12, 12)),
+    # SRCNN: one channel in, one out.
+    Layer("c_b1_c1k64_1024_k9", (1, 1, 1024, 1024), 64, (9, 9), (1, 1), (4, 4)),
+    Layer("c_b1_c32k1_2048_k5", (1, 32, 2048, 2048), 1, (5, 5), (1, 1), (2, 2)),
+    # Sound: WaveNet's filters along time, and a spectrogram.
+    Layer("c_b8_c32k64_1x2000_k1x2_d1x8_p0", (8, 32, 1, 2000), 64, (1, 2), (1, 1), (0, 0), (1, 8)),
+    Layer("c_b8_c32k32_81x201_k11_s2x1", (8, 32, 81, 201), 32, (11, 11), (2, 1), (5, 5)),
+    # Awkward ones.
+    Layer("c_b3_c5k7_113_k2", (3, 5, 113, 113), 7, (2, 2)),
+    Layer("c_b5_c96k24_61x83_k3x5_d3x2", (5, 96, 61, 83), 24, (3, 5), (1, 1), (3, 4), (3, 2)),
+    Layer("c_b7_c13k29_57x91_k7_s3x2", (7, 13, 57, 91), 29, (7, 7), (3, 2), (3, 3)),
+    Layer("c_b16_c32k64_127_k5_s3", (16, 32, 127, 127), 64, (5, 5), (3, 3), (2, 2)),
+    Layer("c_b1_c24k40_1023x2047_k1", (1, 24, 1023, 2047), 40, (1, 1)),
+    Layer("c_b8_c72k136_65_k3_s2_d4", (8, 72, 65, 65), 136, (3, 3), (2, 2), (4, 4), (4, 4)),
+    Layer("c_b6_c33k65_33x129_k5x3_p4", (6, 33, 33, 129), 65, (5, 3), (1, 1), (4, 4)),
+    Layer("c_b8_c90k60_29_k3_s1x3_g6", (8, 90, 29, 29), 60, (3, 3), (1, 3), (1, 1), groups=6),
+)
+
+SUITES = {"core": CORE, "depthwise": DEPTHWISE, "dense": DENSE}
 
 # What is measured where nothing else is asked for.
 DIRECTIONS = tuple(Direction)

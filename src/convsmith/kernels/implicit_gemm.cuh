@@ -65,42 +65,40 @@ __global__ void __launch_bounds__(S::kThreads, 1)
                       place[0] * static_cast<int>(problem.pitch) + place[1];
     }
     if constexpr (S::kUnfolds) {
-        for (int channel = thread; channel < S::channels(problem); channel += S::kThreads) {
+        const int runs = S::runs(problem);
+        for (int i = thread; i < S::channels(problem) / kVector; i += S::kThreads) {
             const auto rows = static_cast<int>(problem.kernel_size[0]);
-            const auto columns = static_cast<int>(problem.kernel_size[1]);
-            const int h = channel / columns % rows * static_cast<int>(problem.dilation[0]);
-            const int w = channel % columns * static_cast<int>(problem.dilation[1]);
-            head.steps[channel] = h << 16 | w;
-            head.offsets[channel] =
-                channel / columns / rows * static_cast<int>(problem.in_strides[1]) +
-                h * static_cast<int>(problem.in_strides[2]) +
-                w * static_cast<int>(problem.in_strides[3]);
+            const int first = i % runs * kVector;
+            const int h = i / runs % rows * static_cast<int>(problem.dilation[0]);
+            const int w = first * static_cast<int>(problem.dilation[1]);
+            head.steps[i] = h << 16 | w;
+            head.counts[i] = min(static_cast<int>(problem.kernel_size[1]) - first, kVector);
+            head.offsets[i] = i / runs / rows * static_cast<int>(problem.in_strides[1]) +
+                              h * static_cast<int>(problem.in_strides[2]) +
+                              w * static_cast<int>(problem.in_strides[3]);
         }
     }
     __syncthreads();
 
-    const int tiles = tile_count<S>(problem), step = static_cast<int>(gridDim.x);
-    if (warpgroup == S::kConsumers) {
+    if (warpgroup >= S::kConsumers) {
         ptx::setmaxnreg_dec<S::kLoaderRegisters>();
-        const int of_group = thread % ptx::kWarpgroup;
-        if (of_group >= 32) {
-            PatchLoader<S> loader(problem, input, shared, head, of_group - 32);
-            for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
-                loader.load(tile_at<S>(problem, i));
-            }
-        } else if (of_group == 0) {
-            WeightLoader<S> loader(problem, packed, shared, head);
-            for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
-                loader.load(tile_at<S>(problem, i));
-            }
+        const int loader = thread - S::kConsumers * ptx::kWarpgroup;
+        if (loader >= 32) {
+            PatchLoader<S>(problem, input, shared, head, loader - 32).load();
+        } else if (loader == 0) {
+            WeightLoader<S>(problem, packed, shared, head).load();
         }
     } else {
         ptx::setmaxnreg_inc<S::kConsumerRegisters>();
         Multiplier<S> multiplier(problem, shared, head, warpgroup);
         Store<S> store(problem, bias, unscale, out, shared, warpgroup);
-        for (int i = static_cast<int>(blockIdx.x); i < tiles; i += step) {
+        StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
+        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
+             tile += static_cast<int>(gridDim.x)) {
             multiplier.multiply();
-            store.store(tile_at<S>(problem, i), multiplier.sums);
+            turn.begin();
+            store.store(TileWalk<S>(problem, tile).tile(), multiplier.sums);
+            turn.end();
         }
     }
 }
@@ -131,10 +129,9 @@ const char* run(const void* packed_problem, std::size_t packed_bytes,
     auto* unscale = reinterpret_cast<float*>(
         workspace + padded / kRowsOfBlock * S::channel_blocks(problem) * S::padded_taps(problem) *
                         std::int64_t{S::kTapBytes});
-    constexpr int kPackThreads = 128;
-    const auto pack_blocks = static_cast<unsigned>((padded * 32 + kPackThreads - 1) / kPackThreads);
-    const char* error = launch(pack<S>, dim3(pack_blocks), dim3(kPackThreads), 0, stream, problem,
-                               weight, packed, unscale);
+    const char* error =
+        launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
+               kPackThreads / 32 * sizeof(unsigned), stream, problem, weight, packed, unscale);
     if (error != nullptr) return error;
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
                   static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,

@@ -18,9 +18,12 @@ MOST_CAPABILITY = (9, 0)
 SIMULATION = 2
 
 ROWS_OF_BLOCK = 64
+HALF = 128
+VECTOR = 8
 WGMMA_TERMS = 16
 MOST_STAGES = 32
-LOADING_THREADS = 96
+LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
+MOST_BYTES_AHEAD, FEWEST_BYTES_AHEAD = 42 * 1024, 9 * 1024  # of loads on their way
 MOST_TAPS = 512
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (128 + 8) * 4
@@ -36,6 +39,33 @@ _ELEMENT = {
 
 
 @dataclass(frozen=True)
+class Halves:
+    """The two halves of a tile, of 128 pixels each.
+
+    Args:
+        columns: of a half: 8, and 16 rows; or 128, and one row.
+        down, right: from the first half to the second.
+    """
+
+    columns: int
+    down: int
+    right: int
+
+    @property
+    def rows(self) -> int:
+        """Of both halves together."""
+        return HALF // self.columns + self.down
+
+    @property
+    def width(self) -> int:
+        """Columns of both halves together."""
+        return self.columns + self.right
+
+
+SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+
+
+@dataclass(frozen=True)
 class Configuration:
     """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
 
@@ -43,13 +73,15 @@ class Configuration:
         products: of 16-bit operands that make one.
         unfolds: each channel and tap is a channel of its own, and the only tap.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
-        tall: halves of a tile are 16 rows of 8 columns; else one row of 128.
+        shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
         phases: of the stride, that taps meet.
         patch_rows, pitch: of each phase of a patch, in pixels.
         block_channels: of a patch.
+        at_once, ahead: vectors that a loading thread copies at once, and such groups on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
+        stores_in_turn: the warpgroups do.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
         shared_bytes: of a block.
@@ -59,26 +91,23 @@ class Configuration:
     products: int
     splits_filters: bool
     unfolds: bool
-    tall: bool
+    shape: Halves
     tall_height: int
     phases: Pair
     patch_rows: int
     pitch: int
     block_channels: int
+    at_once: int
+    ahead: int
     patch_stages: int
     weight_stages: int
     weights_stay: bool
+    stores_in_turn: bool
     stage_taps: int
     tiles: Pair
     blocks: int
     shared_bytes: int
     workspace_bytes: int
-
-    @property
-    def slots(self) -> int:
-        """Most pixels of a patch that a loading thread has."""
-        pixels = math.prod(self.phases) * self.patch_rows * self.pitch
-        return -(-pixels // LOADING_THREADS)
 
 
 @dataclass(frozen=True)
@@ -153,7 +182,9 @@ def obstacle(spec: ConvSpec) -> str | None:
     if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     taps = math.prod(spec.weight_shape[2:])
-    if taps * (1 if group_channels >= LEAST_GROUP_CHANNELS else group_channels) > MOST_TAPS:
+    if group_channels < LEAST_GROUP_CHANNELS:
+        taps = unfolded_channels(forward_of(spec)) // VECTOR
+    if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
     if configure(spec, 1) is None:
         return "its patches do not fit into shared memory"
@@ -164,27 +195,35 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1
-    attempts = [
-        attempt(forward, products, multiprocessors, splits_filters, tall)
-        for splits_filters in (forward.filters > ROWS_OF_BLOCK,)
-        for tall in (False, True)
-    ]
-    fitting = [one for one in attempts if one is not None]
-    if not fitting:
-        return None
-    return min(fitting, key=lambda one: math.prod(one.tiles) * (1 + one.tall * 0.05))
+    # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
+    for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
+        attempts = [
+            attempt(forward, products, spec.dtype.itemsize, multiprocessors, splits_filters, shape)
+            for shape in SHAPES
+        ]
+        fitting = [one for one in attempts if one is not None]
+        if fitting:
+            return min(
+                fitting,
+                key=lambda one: math.prod(one.tiles) * (1 + 0.05 * (one.shape.columns == 8)),
+            )
+    return None
 
 
 def attempt(
-    spec: Forward, products: int, multiprocessors: int, splits_filters: bool, tall: bool
+    spec: Forward,
+    products: int,
+    itemsize: int,
+    multiprocessors: int,
+    splits_filters: bool,
+    shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
     kernel = spec.kernel
     parts = 2 if products == 3 else 1
-    pixel_groups = 1 if splits_filters else 2
-    tile = (16 * pixel_groups, 16) if tall else (2 * pixel_groups, 128)
+    tile = (shape.rows * (1 if splits_filters else 2), shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
-    channels = spec.channels * (math.prod(kernel) if unfolds else 1)
+    channels = unfolded_channels(spec) if unfolds else spec.channels
     taps = 1 if unfolds else math.prod(kernel)
     stride = spec.stride[0]
     phases, reach = [1, 1], [0, 0]
@@ -207,19 +246,30 @@ def attempt(
     filter_blocks = -(-spec.filters // block_filters)
     stage_taps = choose_stage_taps(taps)
     padded_taps = -(-taps // stage_taps) * stage_taps
-    for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
+    tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
+    for block_channels, patch_stages, weight_stages, at_once in rings_to_try(
+        channels, taps, itemsize
+    ):
         channel_blocks = -(-channels // block_channels)
+        group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
         stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
         all_stages = channel_blocks * padded_taps // stage_taps
         stay = weight_stages == 0
         if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
             continue
         weight_stages = all_stages if stay else weight_stages
-        shared = head_bytes(unfolds) + STAGING_BYTES
+        # Else one warpgroup would soon wait for weights that the other one holds up.
+        takes_turns = stay or products == 3
+        if patch_stages > 4 and not takes_turns:
+            continue
+        shared = head_bytes(unfolds) + STAGING_BYTES + tables
         shared += patch_stages * parts * block_channels * 2 * pixels
         shared += rings * weight_stages * stage_bytes
-        if shared > SHARED_BYTES:
+        left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + group_bytes)
+        ahead = left // group_bytes - 1
+        if ahead * group_bytes < FEWEST_BYTES_AHEAD:
             continue
+        shared += (ahead + 1) * group_bytes
         tiles = (
             -(-spec.batch * (tall_height // stride) // tile[0]),
             -(-spec.out_size[1] // tile[1]),
@@ -230,15 +280,18 @@ def attempt(
             products=products,
             splits_filters=splits_filters,
             unfolds=unfolds,
-            tall=tall,
+            shape=shape,
             tall_height=tall_height,
             phases=(phases[0], phases[1]),
             patch_rows=patch_rows,
             pitch=pitch,
             block_channels=block_channels,
+            at_once=at_once,
+            ahead=ahead,
             patch_stages=patch_stages,
             weight_stages=weight_stages,
             weights_stay=stay,
+            stores_in_turn=takes_turns,
             stage_taps=stage_taps,
             tiles=tiles,
             blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
@@ -248,21 +301,37 @@ def attempt(
     return None
 
 
-def rings_to_try(channels: int, taps: int) -> list[tuple[int, int, int]]:
-    """(channels of a patch, patches, stages of weights; 0 for all), the best first.
+def unfolded_channels(spec: Forward) -> int:
+    """Channels of each tap, where there are few: a filter row's taps fill whole vectors."""
+    rows, columns = spec.kernel
+    return spec.channels * rows * -(-columns // VECTOR) * VECTOR
+
+
+def rings_to_try(channels: int, taps: int, itemsize: int) -> list[tuple[int, int, int, int]]:
+    """Channels of a patch, patches, stages of weights (0: of all), vectors at once; the best first.
 
     Of a single tap, several instructions' channels make a patch, so that it is worth a barrier.
     """
     whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
     blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if taps == 1 else [16]
-    rings = ((3, 0), (2, 0), (3, 4), (2, 4), (2, 3), (2, 2), (1, 2))
-    return [(block, *ring) for ring in rings for block in blocks]
+    at_once_to_try = (2, 1) if itemsize == 4 else (4, 2)  # 16-bit values are waited for
+    found = []
+    for least, most in ((3, 6), (2, 2), (1, 1)):
+        for at_once in at_once_to_try:
+            for block in blocks:
+                patches = range(max(least, min(most, -(-channels // block) + 2)), least - 1, -1)
+                found += [
+                    (block, stages, weights, at_once)
+                    for weights in (0, 4, 3, 2)
+                    for stages in patches
+                ]
+    return found
 
 
 def head_bytes(unfolds: bool) -> int:
     """kHeadBytes of Shared in implicit_gemm_problem.cuh."""
-    head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 4 * 4
-    head += 4 * MOST_TAPS + 2 * 4 * (MOST_TAPS if unfolds else 1)
+    head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 8 * 4
+    head += 4 * MOST_TAPS + 3 * 4 * (MOST_TAPS if unfolds else 1)
     return -(-head // 128) * 128
 
 
@@ -275,7 +344,7 @@ def stores_vectors(forward: Forward) -> bool:
 
 def choose_stage_taps(taps: int) -> int:
     """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
-    return min((4, 3, 2, 1), key=lambda one: (-(-taps // one) * one * (1 + 0.1 / one), -one))
+    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.1 / one))
 
 
 def predicted_ms(
@@ -311,16 +380,21 @@ def reason(configuration: Configuration) -> str:
 def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
     """What the kernel is told of ``spec`` at run time."""
     forward = forward_of(spec)
+    shape = configuration.shape
     numbers = (  # Problem of implicit_gemm_problem.cuh
         *(forward.batch, forward.groups, forward.channels, forward.filters),
         *(*forward.in_size, *forward.out_size, *forward.kernel),
         *(*forward.stride, *forward.padding, *forward.dilation),
         *(*forward.in_strides, *forward.out_strides),
         *(*forward.weight_strides, forward.first_weight),
-        *(configuration.tall_height, configuration.tall, *configuration.phases),
+        configuration.tall_height,
+        *(shape.columns, shape.down, shape.right, shape.rows),
+        *configuration.phases,
         *(configuration.patch_rows, configuration.pitch, configuration.patch_stages),
-        *(configuration.weight_stages, configuration.weights_stay, *configuration.tiles),
+        *(configuration.weight_stages, configuration.stores_in_turn),
+        *(configuration.weights_stay, *configuration.tiles),
         stores_vectors(forward),
+        forward.out_strides[3] == 1 and shape.columns == HALF,
         configuration.blocks,
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
@@ -330,7 +404,8 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     """What ``Specialisation`` of implicit_gemm_problem.cuh is instantiated with."""
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
-    numbers = (configuration.block_channels, configuration.slots, configuration.stage_taps)
+    loads = (configuration.at_once, configuration.ahead)
+    numbers = (configuration.block_channels, *loads, configuration.stage_taps)
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     return (*first, *map(str, numbers))
 

@@ -22,10 +22,11 @@ class Multiplier {
                    ring_of_weights_ * static_cast<int>(problem.weight_stages) * S::kStageBytes;
         pixels_ = S::patch_pixels(problem);
         const int pitch = static_cast<int>(problem.pitch);
-        const bool tall = problem.tile_is_tall != 0;
-        half_shift_ = tall ? 8 : pitch;
-        first_pixel_ = S::kSplitsFilters ? 0 : warpgroup * (tall ? 16 : 2) * pitch;
-        group_bytes_ = 16 * (tall ? pitch : 8);
+        half_shift_ =
+            static_cast<int>(problem.half_down) * pitch + static_cast<int>(problem.half_right);
+        first_pixel_ =
+            S::kSplitsFilters ? 0 : warpgroup * static_cast<int>(problem.group_rows) * pitch;
+        group_bytes_ = 16 * (problem.half_columns == 8 ? pitch : 8);
     }
 
     // The sums of a tile, each over all channels and taps, still to be multiplied by what undoes
@@ -99,12 +100,12 @@ class Multiplier {
             for (int half = 0; half < 2; ++half) {
 #pragma unroll
                 for (int t = 0; t < S::kStageTaps; ++t) {
-                    const auto shift = static_cast<std::uint64_t>(head_.tap_shifts[tap + t]);
+                    const int shift = head_.tap_shifts[tap + t];
 #pragma unroll
                     for (int step = 0; step < S::kSteps; ++step) {
-                        ptx::wgmma<Operand, kHalf>(sums[half],
-                                                   a + t * kTapVectors + filters_at(step),
-                                                   pixels_of(half) + shift + pixels_at(step), true);
+                        ptx::wgmma<Operand, kHalf>(
+                            sums[half], ptx::moved(a, t * kTapVectors + filters_at(step)),
+                            ptx::moved(pixels_of(half), shift + pixels_at(step)), true);
                     }
                 }
             }
@@ -119,8 +120,9 @@ class Multiplier {
         release_patch();
     }
 
-    // The same with split operands. The tensor cores truncate when they add to a long sum, so
-    // theirs are of a few taps, and are added to the sums with rounding.
+    // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
+    // of a few taps, begin with the low parts' products, which are small, and are added to the sums
+    // with rounding.
     __device__ __forceinline__ void add_patch_in_parts(float unscale) {
         const int taps = S::padded_taps(problem_);
 #pragma unroll 1
@@ -131,16 +133,23 @@ class Multiplier {
                 float products[kValues];
                 ptx::wgmma_fence();
 #pragma unroll
-                for (int t = 0; t < S::kStageTaps; ++t) {
-                    const auto shift = static_cast<std::uint64_t>(head_.tap_shifts[tap + t]);
+                for (int is_high = 0; is_high < 2; ++is_high) {
 #pragma unroll
-                    for (int step = 0; step < S::kSteps; ++step) {
-                        const std::uint64_t high = a + t * kTapVectors + filters_at(step);
-                        const std::uint64_t b = pixels_of(half) + shift + pixels_at(step);
-                        const std::uint64_t low_b = b + pixels_at(S::kSteps);
-                        ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
-                        ptx::wgmma<Operand, kHalf>(products, high + filters_at(S::kSteps), b, true);
-                        ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                    for (int t = 0; t < S::kStageTaps; ++t) {
+                        const int shift = head_.tap_shifts[tap + t];
+#pragma unroll
+                        for (int step = 0; step < S::kSteps; ++step) {
+                            const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
+                            const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
+                            if (is_high == 1) {
+                                ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                            } else {
+                                const auto low = ptx::moved(high, filters_at(S::kSteps));
+                                const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
+                                ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
+                                ptx::wgmma<Operand, kHalf>(products, low, b, true);
+                            }
+                        }
                     }
                 }
                 ptx::wgmma_commit_group();
@@ -159,15 +168,15 @@ class Multiplier {
         patch_.advance(static_cast<int>(problem_.patch_stages));
     }
 
-    static constexpr std::uint64_t kTapVectors = S::kTapBytes / 16;
+    static constexpr int kTapVectors = S::kTapBytes / 16;
 
     // From an operand's start to the channels of a later wgmma, in 16 bytes; the low parts follow
     // the last high ones.
-    static __device__ __forceinline__ constexpr std::uint64_t filters_at(int step) {
-        return static_cast<std::uint64_t>(step * (ptx::kWgmmaTerms / kVector) * kRowsOfBlock);
+    static __device__ __forceinline__ constexpr int filters_at(int step) {
+        return step * (ptx::kWgmmaTerms / kVector) * kRowsOfBlock;
     }
-    __device__ __forceinline__ std::uint64_t pixels_at(int step) const {
-        return static_cast<std::uint64_t>(step * (ptx::kWgmmaTerms / kVector) * pixels_);
+    __device__ __forceinline__ int pixels_at(int step) const {
+        return step * (ptx::kWgmmaTerms / kVector) * pixels_;
     }
 
     __device__ __forceinline__ void release_weights(int stage) const {

@@ -42,61 +42,85 @@ __device__ __forceinline__ void split(float value, Operand& high, Operand& low) 
     low = Element<Operand>::narrow(value - Element<Operand>::widen(high));
 }
 
-// A warp packs one filter.
+inline constexpr int kPackThreads = 128;
+
+// A block packs one filter.
 template <typename S>
-__global__ void pack(const Problem problem, const typename S::Value* __restrict__ weight,
-                     typename S::Operand* __restrict__ packed, float* __restrict__ unscale) {
+__global__ void __launch_bounds__(kPackThreads)
+    pack(const Problem problem, const typename S::Value* __restrict__ weight,
+         typename S::Operand* __restrict__ packed, float* __restrict__ unscale) {
     using Operand = typename S::Operand;
-    constexpr int kWarp = 32;
-    const int lane = static_cast<int>(threadIdx.x) % kWarp;
-    const std::int64_t row =
-        (std::int64_t{blockIdx.x} * blockDim.x + threadIdx.x) / kWarp;  // of padded filters
+    const int thread = static_cast<int>(threadIdx.x);
+    const std::int64_t row = blockIdx.x;  // of padded filters
     const std::int64_t padded = filter_blocks<S>(problem) * std::int64_t{S::kFilters};
-    if (row >= problem.groups * padded) return;
     const std::int64_t group = row / padded, filter = row % padded;
     const bool exists = filter < problem.filters;
     const int taps = S::taps(problem), padded_taps = S::padded_taps(problem);
-    const int blocks = S::channel_blocks(problem);
+    const int channels = exists ? S::channels(problem) : 0;
     const auto* strides = problem.weight_strides;
     const auto* from = weight + problem.first_weight + group * strides[0] + filter * strides[1];
     const auto value_of = [&](int channel, int tap) {
-        if (!exists || channel >= S::channels(problem) || tap >= taps) return 0.0f;
+        if (channel >= channels) return 0.0f;
         const int s = static_cast<int>(problem.kernel_size[1]);
         if constexpr (S::kUnfolds) {
-            const int all_taps = static_cast<int>(problem.kernel_size[0]) * s;
-            tap = channel % all_taps;
-            channel /= all_taps;
+            const int run = channel / kVector, runs = S::runs(problem);
+            const int column = run % runs * kVector + channel % kVector;
+            if (column >= s) return 0.0f;
+            tap = run / runs % static_cast<int>(problem.kernel_size[0]) * s + column;
+            channel = run / runs / static_cast<int>(problem.kernel_size[0]);
         }
         return static_cast<float>(Element<typename S::Value>::widen(
             from[channel * strides[2] + tap / s * strides[3] + tap % s * strides[4]]));
     };
 
+    // Find the scale.
     float scale = 1;
     if constexpr (S::kScales) {
         unsigned largest = 0;
-        for (int i = lane; i < S::channels(problem) * taps; i += kWarp) {
+#pragma unroll 4
+        for (int i = thread; i < channels * taps; i += kPackThreads) {
             const unsigned bits = magnitude_bits(value_of(i / taps, i % taps));
             if (bits < kInfinityBits) largest = max(largest, bits);
         }
-        scale = scale_for(ptx::reduce_max(largest));
+        auto* each = shared_memory<unsigned>();
+        largest = ptx::reduce_max(largest);
+        if (thread % 32 == 0) each[thread / 32] = largest;
+        __syncthreads();
+#pragma unroll
+        for (int i = 0; i < kPackThreads / 32; ++i) largest = max(largest, each[i]);
+        scale = scale_for(largest);
     }
-    if (lane == 0) unscale[row] = 1 / scale;
+    if (thread == 0) unscale[row] = 1 / scale;
 
+    // Write the vectors. Taps that fill the last stage meet what the first one meets, and have a
+    // share of its weight: of weight zero, they would turn infinity into NaN.
     const std::int64_t block = row / kRowsOfBlock;
     const int in_block = static_cast<int>(row % kRowsOfBlock);
-    constexpr int kPart = S::kBlockChannels * kRowsOfBlock;
-    for (int i = lane; i < blocks * padded_taps * S::kBlockChannels; i += kWarp) {
-        const int channel = i % S::kBlockChannels, tap = i / S::kBlockChannels % padded_taps;
-        const int channel_block = i / S::kBlockChannels / padded_taps;
-        const float value = scale * value_of(channel_block * S::kBlockChannels + channel, tap);
-        Operand* to = packed +
-                      ((block * blocks + channel_block) * padded_taps + tap) * S::kParts * kPart +
-                      (channel / kVector * kRowsOfBlock + in_block) * kVector + channel % kVector;
-        if constexpr (S::kParts == 2) {
-            split(value, to[0], to[kPart]);
-        } else {
-            to[0] = Element<Operand>::narrow(value);
+    constexpr int kPart = S::kBlockChannels * kRowsOfBlock, kVectors = S::kBlockChannels / kVector;
+    const int filling = padded_taps - taps;
+#pragma unroll 2
+    for (int i = thread; i < S::channel_blocks(problem) * kVectors * padded_taps;
+         i += kPackThreads) {
+        const int tap = i % padded_taps, vector = i / padded_taps;
+        const int halvings = tap == 0 ? filling : tap < taps ? 0 : tap - taps + 1;
+        const float factor = scale / static_cast<float>(1 << halvings);
+        Vector<Operand, kVector> high, low;
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+            const float value = factor * value_of(vector * kVector + c, tap < taps ? tap : 0);
+            if constexpr (S::kParts == 2) {
+                split(value, high.values[c], low.values[c]);
+            } else {
+                high.values[c] = Element<Operand>::narrow(value);
+            }
         }
+        const std::int64_t stage =
+            (block * S::channel_blocks(problem) + vector / kVectors) * padded_taps + tap;
+        auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
+            packed + stage * S::kParts * kPart +
+            (vector % kVectors * kRowsOfBlock + in_block) * kVector);
+        to[0] = high;
+        if constexpr (S::kParts == 2) to[kPart / kVector] = low;
     }
 }
 

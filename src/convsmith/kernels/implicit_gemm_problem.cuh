@@ -8,7 +8,8 @@
 // A patch holds what the taps of a tile of outputs meet, split by phases of the stride: then a tap
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
 // is unfolded: it holds each product's element of x, as if each channel and tap were a channel of
-// its own and the only tap.
+// its own and the only tap. A vector of kVector such channels is a run of a filter row's taps; the
+// row's last one is filled up with zeros.
 #pragma once
 
 #include <type_traits>
@@ -34,13 +35,17 @@ struct Problem {
     std::int64_t weight_strides[5];  // group, filter, channel, row, column; of a gradient, reversed
     std::int64_t first_weight;       // where the first tap of the first one is
     std::int64_t tall_height;        // input rows of an image, padded; a multiple of the stride
-    std::int64_t tile_is_tall;       // halves of 8 columns and 16 rows; else of a row
-    std::int64_t phases[2];          // of the stride that taps meet
-    std::int64_t patch_rows, pitch;  // of a phase, in pixels
+    std::int64_t half_columns;       // of a half: 8, and 16 rows; or kHalf, and one row
+    std::int64_t half_down, half_right;  // from the first half of a tile to the second
+    std::int64_t group_rows;             // of both halves together
+    std::int64_t phases[2];              // of the stride that taps meet
+    std::int64_t patch_rows, pitch;      // of a phase, in pixels
     std::int64_t patch_stages, weight_stages;
+    std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
     std::int64_t tiles[2];        // of outputs, down all images and across
     std::int64_t stores_vectors;  // rows of the output are whole vectors of four elements
+    std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
     std::int64_t blocks;          // of the grid
 };
 
@@ -55,34 +60,11 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
     return static_cast<int>((problem.filters + S::kFilters - 1) / S::kFilters);
 }
 
-// Tiles follow one another filters first: what they read of the input is the same.
-template <typename S>
-__device__ __forceinline__ Tile tile_at(const Problem& problem, int index) {
-    const int blocks = filter_blocks<S>(problem);
-    const int filters = index % blocks;
-    index /= blocks;
-    const int groups = static_cast<int>(problem.groups);
-    const int across = static_cast<int>(problem.tiles[1]);
-    Tile tile;
-    tile.group = index % groups;
-    index /= groups;
-    tile.first_filter = filters * S::kFilters;
-    tile.column = index % across * S::tile_columns(problem);
-    tile.row = index / across * S::tile_rows(problem);
-    return tile;
-}
-
-template <typename S>
-__device__ __forceinline__ int tile_count(const Problem& problem) {
-    return static_cast<int>(problem.tiles[0] * problem.tiles[1] * problem.groups) *
-           filter_blocks<S>(problem);
-}
-
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kSlots_, int kStageTaps_>
+          int kAtOnce_, int kAhead_, int kStageTaps_>
 struct Specialisation {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -93,19 +75,22 @@ struct Specialisation {
     static constexpr bool kUnfolds = kUnfolds_;
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
-    static constexpr int kSlots = kSlots_;  // most pixels of a patch that a loading thread has
+    static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
+    // A loading thread copies kAtOnce vectors at once, a group, kAhead such groups before it looks
+    // at them. (For 16-bit values it has to wait.)
+    static constexpr int kAtOnce = kAtOnce_, kAhead = kAhead_;
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
     static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of two halves each
 
-    static constexpr int kWarps = 12, kThreads = 32 * kWarps;
-    static constexpr int kConsumers = 2;  // warpgroups
-    // Registers of a thread. Consumers keep 128 sums, and 64 products that are not added yet where
-    // there are several products. What is left for loading says how many loads can be on their way.
-    static constexpr int kConsumerRegisters = kProducts == 1 ? 176 : 208;
-    static constexpr int kLoaderRegisters = 504 - 2 * kConsumerRegisters;
-    static constexpr int kPixelsAtOnce = kProducts == 1 ? 6 : 2;  // kVector loads each
-    static constexpr int kLoadingWarps = 3;  // of the third warpgroup; its first warp has weights
+    // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
+    // Multiplying threads keep 128 sums in registers, and 64 products that are not added yet where
+    // there are several products.
+    static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
+    static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
+    static constexpr int kConsumerRegisters = kProducts == 1 ? 168 : 216;
+    static constexpr int kLoaderRegisters = kProducts == 1 ? 88 : 72;
+    static constexpr int kLoadingWarps = 4 * kLoaders - 1;
     static constexpr int kLoadingThreads = 32 * kLoadingWarps;
 
     // Bytes of a filter block's weights for one tap and kBlockChannels channels.
@@ -113,22 +98,30 @@ struct Specialisation {
     static constexpr int kStageBytes = kStageTaps * kTapBytes;
 
     static __host__ __device__ constexpr int tile_rows(const Problem& problem) {
-        return problem.tile_is_tall ? 16 * kPixelGroups : 2 * kPixelGroups;
+        return kPixelGroups * static_cast<int>(problem.group_rows);
     }
     static __host__ __device__ constexpr int tile_columns(const Problem& problem) {
-        return problem.tile_is_tall ? 16 : kHalf;
+        return static_cast<int>(problem.half_columns + problem.half_right);
     }
     static __host__ __device__ int patch_pixels(const Problem& problem) {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);
     }
+    static __host__ __device__ int padded_pixels(const Problem& problem) {
+        return (patch_pixels(problem) + 3) / 4 * 4;
+    }
     static __host__ __device__ int patch_bytes(const Problem& problem) {
         return kParts * kBlockChannels * 2 * patch_pixels(problem);
     }
+    // Unfolded: runs of a filter row's taps.
+    static __host__ __device__ int runs(const Problem& problem) {
+        return (static_cast<int>(problem.kernel_size[1]) + kVector - 1) / kVector;
+    }
     // Channels of a group, unfolded where they are.
     static __host__ __device__ int channels(const Problem& problem) {
-        const auto taps = static_cast<int>(problem.kernel_size[0] * problem.kernel_size[1]);
-        return static_cast<int>(problem.channels) * (kUnfolds ? taps : 1);
+        const auto channels = static_cast<int>(problem.channels);
+        const auto rows = static_cast<int>(problem.kernel_size[0]);
+        return kUnfolds ? channels * rows * runs(problem) * kVector : channels;
     }
     static __host__ __device__ int channel_blocks(const Problem& problem) {
         return (channels(problem) + kBlockChannels - 1) / kBlockChannels;
@@ -142,6 +135,65 @@ struct Specialisation {
     }
 };
 
+template <typename S>
+__device__ __forceinline__ int tile_count(const Problem& problem) {
+    return static_cast<int>(problem.tiles[0] * problem.tiles[1] * problem.groups) *
+           filter_blocks<S>(problem);
+}
+
+// The tiles of a block, which follow one another filters first: what they read of the input is the
+// same. The next one is as many tiles on as the grid has blocks.
+template <typename S>
+class TileWalk {
+  public:
+    __device__ explicit TileWalk(const Problem& problem, int first = static_cast<int>(blockIdx.x))
+        : problem_(problem) {
+        split(first, at_);
+        split(static_cast<int>(gridDim.x), step_);
+    }
+
+    __device__ __forceinline__ bool exists() const {
+        return at_[kDown] < static_cast<int>(problem_.tiles[0]);
+    }
+
+    __device__ __forceinline__ Tile tile() const {
+        return {at_[kGroup], at_[kFilters] * S::kFilters, at_[kDown] * S::tile_rows(problem_),
+                at_[kAcross] * S::tile_columns(problem_)};
+    }
+
+    __device__ __forceinline__ void advance() {
+        int carry = 0;
+#pragma unroll
+        for (int digit = 0; digit < kDown; ++digit) {
+            at_[digit] += step_[digit] + carry;
+            carry = at_[digit] >= size(digit) ? 1 : 0;
+            if (carry != 0) at_[digit] -= size(digit);
+        }
+        at_[kDown] += step_[kDown] + carry;
+    }
+
+  private:
+    // Digits of a tile's number, the first one changes first.
+    static constexpr int kFilters = 0, kGroup = 1, kAcross = 2, kDown = 3, kDigits = 4;
+
+    __device__ __forceinline__ int size(int digit) const {
+        return digit == kFilters ? filter_blocks<S>(problem_)
+               : digit == kGroup ? static_cast<int>(problem_.groups)
+                                 : static_cast<int>(problem_.tiles[1]);
+    }
+
+    __device__ __forceinline__ void split(int number, int (&digits)[kDigits]) const {
+        for (int digit = 0; digit < kDown; ++digit) {
+            digits[digit] = number % size(digit);
+            number /= size(digit);
+        }
+        digits[kDown] = number;
+    }
+
+    const Problem& problem_;
+    int at_[kDigits], step_[kDigits];
+};
+
 // Shared memory of a block.
 template <typename S>
 struct Shared {
@@ -149,24 +201,32 @@ struct Shared {
         ptx::Barrier patch_full[kMostStages], patch_empty[kMostStages];
         ptx::Barrier weights_full[2][kMostStages], weights_empty[2][kMostStages];
         float scales[kMostStages];  // of the patches
-        unsigned largest[2][4];     // of each loading warp's values
+        unsigned largest[2][8];     // of each loading warp's values
         int tap_shifts[kMostTaps];  // of the patch, in pixels
-        // Unfolded: from an output's first element to each product's, in memory; and its rows and
-        // columns, in 16 bits each.
+        // Of each run, where they are unfolded: where its first tap's element lies from a pixel,
+        // that tap's row and column, in 16 bits each, and how many taps there are.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
+        int counts[S::kUnfolds ? kMostTaps : 1];
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
     static constexpr int kStagingPitch = kHalf + 8;
     static constexpr int kStagingBytes = 8 * kStagingPitch * 4;  // of a warp: 8 channels
+    // What loading threads keep of a patch's pixels; see PatchLoader.
+    static constexpr int kTables = S::kUnfolds ? 5 : 3;
+    static constexpr int kGroupValues = S::kAtOnce * kVector * S::kLoadingThreads;
+    static constexpr int kLoadsBytes =
+        (S::kAhead + 1) * kGroupValues * static_cast<int>(sizeof(typename S::Value));
 
-    int patches, weights, staging, bytes;  // offsets
+    int patches, weights, staging, tables, loads, bytes;  // offsets
 
     __host__ __device__ explicit Shared(const Problem& problem) {
         patches = kHeadBytes;
         weights = patches + static_cast<int>(problem.patch_stages) * S::patch_bytes(problem);
         const int rings = S::kSplitsFilters ? 2 : 1;
         staging = weights + rings * static_cast<int>(problem.weight_stages) * S::kStageBytes;
-        bytes = staging + 4 * S::kConsumers * kStagingBytes;
+        tables = staging + 4 * S::kConsumers * kStagingBytes;
+        loads = tables + kTables * S::padded_pixels(problem) * 4;
+        bytes = loads + kLoadsBytes;
     }
 };
 

@@ -2,10 +2,35 @@
 // the pixels to shared memory, and stores them row by row.
 #pragma once
 
+#include <climits>
+
 #include "implicit_gemm_problem.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
+
+// Lets the warpgroups store in turn, so that one multiplies meanwhile.
+template <typename S>
+class StoringTurn {
+  public:
+    __device__ StoringTurn(bool is_needed, int warpgroup)
+        : is_needed_(is_needed), warpgroup_(warpgroup) {
+        if (is_needed && warpgroup == 1) ptx::bar_arrive(kFirstBarrier, kThreads);
+    }
+
+    __device__ __forceinline__ void begin() const {
+        if (is_needed_) ptx::bar_sync(kFirstBarrier + warpgroup_, kThreads);
+    }
+    __device__ __forceinline__ void end() const {
+        if (is_needed_) ptx::bar_arrive(kFirstBarrier + (warpgroup_ ^ 1), kThreads);
+    }
+
+  private:
+    static constexpr int kFirstBarrier = 2;  // the first warpgroup's
+    static constexpr int kThreads = S::kConsumers * ptx::kWarpgroup;
+    bool is_needed_;
+    int warpgroup_;
+};
 
 template <typename S>
 class Store {
@@ -14,7 +39,13 @@ class Store {
 
     __device__ Store(const Problem& problem, const T* bias, const float* unscale, T* out,
                      unsigned char* shared, int warpgroup)
-        : problem_(problem), bias_(bias), unscale_(unscale), out_(out), warpgroup_(warpgroup) {
+        : problem_(problem),
+          bias_(bias),
+          unscale_(unscale),
+          out_(out),
+          warpgroup_(warpgroup),
+          lane_(static_cast<int>(threadIdx.x) % 32),
+          tall_out_(static_cast<int>(problem.tall_height / problem.stride[0])) {
         const int warp = static_cast<int>(threadIdx.x) / 32;
         staging_ = reinterpret_cast<float*>(shared + Shared<S>(problem).staging +
                                             warp * Shared<S>::kStagingBytes);
@@ -22,99 +53,148 @@ class Store {
 
     template <int kValues>
     __device__ __forceinline__ void store(const Tile& tile, const float (&sums)[2][kValues]) {
-        const int lane = static_cast<int>(threadIdx.x) % 32;
         const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
         const auto filters = static_cast<int>(problem_.filters);
         const int first_filter =
             tile.first_filter + (S::kSplitsFilters ? warpgroup_ * kRowsOfBlock : 0) + warp * 16;
-        if (first_filter >= filters) return;
-        const float* unscale = unscale_ + tile.group * filter_blocks<S>(problem_) * S::kFilters;
         const std::int64_t first_channel = tile.group * problem_.filters;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
-            const Pixels pixels(problem_, tile, half, S::kSplitsFilters ? 0 : warpgroup_, lane);
+        for (int eight = 0; eight < 2; ++eight) {
+            const int first = first_filter + eight * 8;
+            if (first >= filters) return;
+            // Values 4 j + 2 eight and the next one are of this filter.
+            const int filter = min(first + lane_ / 4, filters - 1);
+            const float factor =
+                unscale_[tile.group * filter_blocks<S>(problem_) * S::kFilters + filter];
+            const float bias =
+                bias_ == nullptr
+                    ? 0.0f
+                    : static_cast<float>(Element<T>::widen(bias_[first_channel + filter]));
 #pragma unroll
-            for (int eight = 0; eight < 2; ++eight) {
-                // Values 4 j + 2 eight and the next one are of filter lane / 4.
-                const int first = first_filter + eight * 8;
-                const float factor = first + lane / 4 < filters ? unscale[first + lane / 4] : 0.0f;
+            for (int half = 0; half < 2; ++half) {
+                auto* to = reinterpret_cast<Vector<float, 2>*>(
+                    staging_ + lane_ / 4 * Shared<S>::kStagingPitch + lane_ % 4 * 2);
 #pragma unroll
                 for (int j = 0; j < kValues / 4; ++j) {
-                    Vector<float, 2> two;
-                    two.values[0] = factor * sums[half][4 * j + 2 * eight];
-                    two.values[1] = factor * sums[half][4 * j + 2 * eight + 1];
-                    *reinterpret_cast<Vector<float, 2>*>(
-                        staging_ + lane / 4 * Shared<S>::kStagingPitch + 8 * j + lane % 4 * 2) =
-                        two;
+                    const float* from = sums[half] + 4 * j + 2 * eight;
+                    to[4 * j] = {factor * from[0] + bias, factor * from[1] + bias};
                 }
                 ptx::warp_sync();
-                for (int f = 0; f < 8 && first + f < filters; ++f) {
-                    const std::int64_t channel = first_channel + first + f;
-                    const float bias = bias_ == nullptr
-                                           ? 0.0f
-                                           : static_cast<float>(Element<T>::widen(bias_[channel]));
-                    store_row(staging_ + f * Shared<S>::kStagingPitch, bias,
-                              out_ + channel * problem_.out_strides[1], pixels, lane);
-                }
+                store_rows(tile, half, out_ + (first_channel + first) * problem_.out_strides[1],
+                           min(filters - first, 8));
                 ptx::warp_sync();
             }
         }
     }
 
   private:
-    // Where in a plane a lane's four pixels of a half belong: neighbours, or 32 apart where
-    // neighbours cannot be stored at once.
-    struct Pixels {
-        static constexpr int kCount = kHalf / 32;
-        std::int64_t first;  // the image
-        int offsets[kCount];
-        bool exists[kCount];
-        bool are_neighbours;
+    // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
+    static constexpr int kNone = INT_MIN;
 
-        __device__ __forceinline__ Pixels(const Problem& problem, const Tile& tile, int half,
-                                          int pixel_group, int lane) {
-            const bool tall = problem.tile_is_tall != 0;
-            const int tall_out = static_cast<int>(problem.tall_height / problem.stride[0]);
-            const int first_image = tile.row / tall_out;
-            first = first_image * problem.out_strides[0];
-            are_neighbours = problem.stores_vectors != 0;
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                const int pixel = are_neighbours ? lane * kCount + i : i * 32 + lane;
-                const int row =
-                    tile.row + pixel_group * (tall ? 16 : 2) + (tall ? pixel / 8 : half);
-                const int q = tile.column + (tall ? half * 8 + pixel % 8 : pixel);
-                const int image = row / tall_out, p = row % tall_out;
-                exists[i] =
-                    image < problem.images && p < problem.out_size[0] && q < problem.out_size[1];
-                offsets[i] = (image - first_image) * static_cast<int>(problem.out_strides[0]) +
-                             p * static_cast<int>(problem.out_strides[2]) +
-                             q * static_cast<int>(problem.out_strides[3]);
-            }
-        }
+    struct Corner {
+        int row, column;  // of the half, in the first image
+        int first_image;
     };
 
-    static __device__ __forceinline__ void store_row(const float* row, float bias, T* plane,
-                                                     const Pixels& pixels, int lane) {
-        constexpr int kCount = Pixels::kCount;
-        T* out = plane + pixels.first;
-        if (pixels.are_neighbours) {
-            // Rows are whole vectors, so that all four exist or none.
-            if (!pixels.exists[0]) return;
-            const auto values =
-                *reinterpret_cast<const Vector<float, kCount>*>(row + lane * kCount);
-            Vector<T, kCount> narrow;
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                narrow.values[i] = Element<T>::narrow(values.values[i] + bias);
-            }
-            *reinterpret_cast<Vector<T, kCount>*>(out + pixels.offsets[0]) = narrow;
+    __device__ __forceinline__ Corner corner_of(const Tile& tile, int half) const {
+        const int group = S::kSplitsFilters ? 0 : warpgroup_;
+        const int row = tile.row + group * static_cast<int>(problem_.group_rows) +
+                        half * static_cast<int>(problem_.half_down);
+        const int image = row / tall_out_;
+        return {row - image * tall_out_, tile.column + half * static_cast<int>(problem_.half_right),
+                image};
+    }
+
+    __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
+        const bool is_narrow = problem_.half_columns == 8;
+        int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;
+        while (p >= tall_out_) {
+            p -= tall_out_;
+            ++image;
+        }
+        const int q = corner.column + (is_narrow ? pixel % 8 : pixel);
+        const bool exists = corner.first_image + image < static_cast<int>(problem_.images) &&
+                            p < static_cast<int>(problem_.out_size[0]) &&
+                            q < static_cast<int>(problem_.out_size[1]);
+        return exists ? image * static_cast<int>(problem_.out_strides[0]) +
+                            p * static_cast<int>(problem_.out_strides[2]) +
+                            q * static_cast<int>(problem_.out_strides[3])
+                      : kNone;
+    }
+
+    // Stores `count` rows of staging: a half's pixels of filters from `plane` on.
+    __device__ __forceinline__ void store_rows(const Tile& tile, int half, T* plane, int count) {
+        const Corner corner = corner_of(tile, half);
+        plane += corner.first_image * problem_.out_strides[0];
+        if (problem_.stores_vectors != 0) {
+            store_vectors(plane, place_of(corner, lane_ * kVectorPixels), count);
+        } else if (problem_.stores_runs != 0) {
+            store_runs(plane, corner, count);
         } else {
+            store_scattered(plane, corner, count);
+        }
+    }
+
+    static constexpr int kVectorPixels = kHalf / 32;
+
+    // Rows are whole vectors of kVectorPixels, one for each lane.
+    __device__ __forceinline__ void store_vectors(T* plane, int place, int count) const {
+        if (place == kNone) return;
+        T* out = plane + place;
+        const float* row = staging_ + lane_ * kVectorPixels;
 #pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                if (!pixels.exists[i]) continue;
-                out[pixels.offsets[i]] = Element<T>::narrow(row[i * 32 + lane] + bias);
+        for (int f = 0; f < 8; ++f) {
+            if (f < count) {
+                const auto values = *reinterpret_cast<const Vector<float, kVectorPixels>*>(
+                    row + f * Shared<S>::kStagingPitch);
+                Vector<T, kVectorPixels> narrow;
+#pragma unroll
+                for (int i = 0; i < kVectorPixels; ++i) {
+                    narrow.values[i] = Element<T>::narrow(values.values[i]);
+                }
+                *reinterpret_cast<Vector<T, kVectorPixels>*>(out) = narrow;
+                out += problem_.out_strides[1];
             }
+        }
+    }
+
+    // A half is a run of neighbours: but for its ends it is stored in whole sectors of 32 bytes,
+    // for memory reads what is to be written in part.
+    __device__ __forceinline__ void store_runs(T* plane, const Corner& corner, int count) const {
+        constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
+        const int place = place_of(corner, 0);
+        if (place == kNone) return;
+        const int pixels = min(static_cast<int>(problem_.out_size[1]) - corner.column, kHalf);
+        T* out = plane + place;
+#pragma unroll 2
+        for (int f = 0; f < count; ++f) {
+            const auto before =
+                static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
+            const float* row = staging_ + f * Shared<S>::kStagingPitch;
+#pragma unroll
+            for (int i = 0; i <= kVectorPixels; ++i) {
+                const int pixel = i * 32 + lane_ - before;
+                if (pixel >= 0 && pixel < pixels) out[pixel] = Element<T>::narrow(row[pixel]);
+            }
+            out += problem_.out_strides[1];
+        }
+    }
+
+    __device__ __forceinline__ void store_scattered(T* plane, const Corner& corner,
+                                                    int count) const {
+        int places[kVectorPixels];
+#pragma unroll
+        for (int i = 0; i < kVectorPixels; ++i) places[i] = place_of(corner, i * 32 + lane_);
+#pragma unroll 2
+        for (int f = 0; f < count; ++f) {
+            const float* row = staging_ + f * Shared<S>::kStagingPitch;
+#pragma unroll
+            for (int i = 0; i < kVectorPixels; ++i) {
+                if (places[i] != kNone) {
+                    plane[places[i]] = Element<T>::narrow(row[i * 32 + lane_]);
+                }
+            }
+            plane += problem_.out_strides[1];
         }
     }
 
@@ -123,7 +203,7 @@ class Store {
     const float* unscale_;
     T* out_;
     float* staging_;
-    int warpgroup_;
+    int warpgroup_, lane_, tall_out_;
 };
 
 }  // namespace convsmith::implicit_gemm

@@ -20,6 +20,13 @@ void cp_async(void* shared, const void* global, bool readable) {
 // Returns when the calling thread's copies have arrived; others' need a barrier besides.
 inline void cp_async_wait_all() {}
 
+// Makes a group of the copies that the calling thread has begun.
+inline void cp_async_commit_group() {}
+
+// Returns when all groups of the calling thread's but the last kGroups have arrived.
+template <int kGroups>
+void cp_async_wait_group() {}
+
 #else
 
 template <int kBytes>
@@ -40,6 +47,15 @@ __device__ __forceinline__ void cp_async(void* shared, const void* global, bool 
 
 __device__ __forceinline__ void cp_async_wait_all() {
     asm volatile("cp.async.wait_all;" ::: "memory");
+}
+
+__device__ __forceinline__ void cp_async_commit_group() {
+    asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+template <int kGroups>
+__device__ __forceinline__ void cp_async_wait_group() {
+    asm volatile("cp.async.wait_group %0;" ::"n"(kGroups) : "memory");
 }
 
 #endif

@@ -28,8 +28,7 @@ __device__ __forceinline__ constexpr int fragment_column(int thread, int i) {
     return i / 4 * 8 + thread % 4 * 2 + i % 2;
 }
 
-// Where an operand lies. `start` and both distances are multiples of 16 bytes; to move an operand
-// by 16 bytes, add 1.
+// Where an operand lies. `start` and both distances are multiples of 16 bytes.
 __device__ __forceinline__ std::uint64_t matrix_descriptor(const void* start, int inner_bytes,
                                                            int outer_bytes) {
 #ifdef CONVSMITH_SIMULATOR
@@ -41,6 +40,13 @@ __device__ __forceinline__ std::uint64_t matrix_descriptor(const void* start, in
 #endif
     return address / 16 | static_cast<std::uint64_t>(inner_bytes / 16) << 16 |
            static_cast<std::uint64_t>(outer_bytes / 16) << 32;
+}
+
+// The operand that begins `vectors` times 16 bytes after another one.
+__device__ __forceinline__ std::uint64_t moved(std::uint64_t descriptor, int vectors) {
+    // The upper half stays as it is, so that all of an operand's share a register.
+    const auto low = static_cast<std::uint32_t>(descriptor) + static_cast<std::uint32_t>(vectors);
+    return (descriptor & ~std::uint64_t{0xffffffff}) | low;
 }
 
 #ifdef CONVSMITH_SIMULATOR
