@@ -95,10 +95,20 @@ stage = partial(spec, (128, 384, 56, 56), 384, (3, 3), padding=1, groups=384)
 @pytest.mark.parametrize(
     ("wanted", "kernel"),
     [
-        pytest.param(spec((8, 32, 512, 512), 64, (5, 9)), "direct", id="large-filter"),
+        pytest.param(spec((8, 32, 512, 512), 64, (5, 9)), "implicit_gemm", id="large-filter"),
+        pytest.param(
+            spec((8, 32, 512, 512), 64, (5, 9), direction=Direction.GRAD_WEIGHT),
+            "direct",
+            id="large-filter-grad-weight",
+        ),
         pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
-        pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "torch", id="winograd"),
-        pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "torch", id="pointwise"),
+        pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "implicit_gemm", id="winograd"),
+        pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "implicit_gemm", id="pointwise"),
+        pytest.param(
+            spec((16, 64, 512, 512), 128, (1, 1), precision=Precision.TF32),
+            "torch",
+            id="pointwise-tf32",
+        ),
         pytest.param(kb82(), "depthwise", id="depthwise"),
         pytest.param(kb82(precision=Precision.TF32), "depthwise", id="depthwise-tf32"),
         pytest.param(
@@ -121,7 +131,9 @@ stage = partial(spec, (128, 384, 56, 56), 384, (3, 3), padding=1, groups=384)
             spec((32, 128, 112, 112), 128, (3, 3), padding=1, groups=32), "depthwise", id="narrow"
         ),
         pytest.param(
-            spec((8, 64, 512, 256), 128, (5, 7), precision=Precision.TF32), "torch", id="tf32"
+            spec((8, 64, 512, 256), 128, (5, 7), precision=Precision.TF32),
+            "implicit_gemm",
+            id="tf32",
         ),
         pytest.param(
             spec((8, 64, 512, 256), 128, (5, 7), precision=Precision.FLOAT16, dtype=torch.float16),
@@ -147,12 +159,13 @@ def test_choice(wanted: ConvSpec, kernel: str) -> None:
 
 @pytest.mark.usefixtures("capability")
 def test_a_plan_tells_why() -> None:
-    plan = planner.plan_for(spec((8, 32, 512, 512), 64, (5, 9)), H200)
+    large = spec((8, 32, 512, 512), 64, (5, 9), direction=Direction.GRAD_WEIGHT)
+    plan = planner.plan_for(large, H200)
     text = str(plan)
     for part in ("NVIDIA H200", "floor", "runs direct", "torch", "blocks", "cuDNN", "tile_rows=64"):
         assert part in text
     assert "convsmith_launch" in plan.source
-    assert plan.workspace_bytes == 0
+    assert plan.workspace_bytes > 0
     assert planner.plan_for(spec((1, 8, 9, 9), 8, (3, 3)), H200).source == ""
 
 

@@ -29,9 +29,15 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
     if spec.precision is not Precision.FLOAT32:
         channels = spec.in_channels // spec.groups
         narrow = spec.groups > 1 and channels < TENSOR_CORE_CHANNELS
-        share = 0.005 * channels if narrow else 0.85
-        compute_ms = giga_operations / (share * ceilings.tf32_TFLOPs)
-        how = "cuDNN on tensor cores, hardly filled" if narrow else "cuDNN on tensor cores"
+        few = spec.groups == 1 and channels < TENSOR_CORE_CHANNELS
+        share = 0.005 * channels if narrow else min(0.03 * channels, 0.85) if few else 0.85
+        rate = {
+            Precision.FLOAT16: ceilings.fp16_TFLOPs,
+            Precision.BFLOAT16: ceilings.bf16_TFLOPs,
+        }.get(spec.precision, ceilings.tf32_TFLOPs)
+        compute_ms = giga_operations / (share * rate)
+        hardly = ", hardly filled" if narrow or few else ""
+        how = f"cuDNN on tensor cores{hardly}"
         conversion_ms = _conversion_ms(spec, ceilings)
         if conversion_ms > 0:
             how += ", converted to channels_last and back"
@@ -49,7 +55,8 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
     if spec.is_channels_last or math.prod(spec.kernel_size) == 1 or spec.groups > 1:
         return 0
     elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
-    return 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
+    slower = 1.25 if spec.dtype.itemsize == 2 else 1
+    return slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
 
 
 def _depthwise_ms(spec: ConvSpec) -> float:
@@ -86,8 +93,9 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     if taps == 1:
         return 0.65, "a matrix product"
     if taps <= 9 and plain:
+        small = 0.6 if max(spec.output_size) <= 8 else 1  # planes fill no whole tile of Winograd's
         shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
-        return shares[spec.direction], "Winograd, FFT or implicit product"
+        return shares[spec.direction] * small, "Winograd, FFT or implicit product"
     if taps <= 9:
         return 0.66, "implicit product, strided or dilated"
     filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels
@@ -96,5 +104,5 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     if spec.direction is Direction.GRAD_INPUT:
         if spec.stride == (1, 1) and not plain:
             return 0.4, "implicit product, dilated"
-        return 1.65, "FFT or implicit product"
+        return 1.65 * max(0.7, min(1.0, spec.in_channels / 64)), "FFT or implicit product"
     return 0.63 * filled, "implicit product of more than nine taps"

@@ -21,8 +21,9 @@ from torch import Tensor
 
 from convsmith import execute, planner
 from convsmith.bench.compile_ahead import compile_ahead
+from convsmith.kernels import implicit_gemm
 from convsmith.kernels.families import FAMILIES
-from convsmith.spec import ConvSpec, Direction, Pair, output_extent
+from convsmith.spec import ConvSpec, Direction, Pair, Precision, output_extent
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64
 FLOAT16, BFLOAT16 = torch.float16, torch.bfloat16
@@ -31,6 +32,7 @@ LAST, STRIDED = "channels_last", "strided"
 
 # Largest error over largest result: rounding to the dtype, and sums in another order.
 TOLERANCE = {FLOAT64: 1e-13, FLOAT32: 1e-5, FLOAT16: 2e-3, BFLOAT16: 1.5e-2}
+TF32_TOLERANCE = 1e-3  # operands are rounded too
 
 
 @dataclass(frozen=True)
@@ -96,6 +98,12 @@ CASES = (
     Case("float16", (2, 6, 11, 9), 10, (3, 3), (2, 2), (1, 1), dtype=FLOAT16),
     Case("bfloat16", (1, 10, 8, 12), 18, (3, 3), dilation=(2, 3), padding=(2, 3), dtype=BFLOAT16),
     Case("float64", (1, 7, 9, 10), 35, (3, 2), padding=(1, 0), dtype=FLOAT64),
+    # Many channels, and few, on tensor cores.
+    Case("dense, rows longer than a tile", (1, 17, 3, 150), 70, (3, 3), padding=(1, 1)),
+    Case("dense, small planes", (5, 33, 7, 7), 20, (3, 3), padding=(1, 1)),
+    Case("dense, strides", (2, 16, 20, 18), 12, (3, 3), (2, 2), (1, 1)),
+    Case("dense, groups of eight", (1, 16, 9, 20), 24, (3, 3), groups=2),
+    Case("dense 1x1", (2, 70, 9, 16), 40, (1, 1)),
     # One channel a group.
     Case("dw 3x3", (2, 5, 17, 33), 5, (3, 3), padding=(1, 1), groups=5),
     Case("dw 3x3, small planes", (9, 3, 7, 7), 3, (3, 3), padding=(1, 1), groups=3),
@@ -141,8 +149,19 @@ def laid_out(tensor: Tensor, layout: str, device: str) -> Tensor:
 
 
 def families_of(spec: ConvSpec) -> list[str]:
-    """Names of the families that can compute ``spec``."""
-    return [name for name, family in FAMILIES.items() if family.obstacle(spec) is None]
+    """Names of the families that can compute ``spec``; in the TF32 class those that round."""
+    rounding = [implicit_gemm.NAME] if spec.precision is Precision.TF32 else FAMILIES
+    return [name for name in rounding if FAMILIES[name].obstacle(spec) is None]
+
+
+def classes() -> Iterator[tuple[Case, float]]:
+    """Every case in every precision class of its dtype, which is set, and its tolerance."""
+    for case in CASES:
+        torch.backends.cudnn.allow_tf32 = False
+        yield case, TOLERANCE[case.dtype]
+        if case.dtype is FLOAT32:
+            torch.backends.cudnn.allow_tf32 = True
+            yield case, TF32_TOLERANCE
 
 
 def draw(case: Case) -> tuple[list[Tensor], dict[str, Tensor]]:
@@ -169,7 +188,7 @@ def run(case: Case, direction: Direction, kernel: str, operands: list[Tensor]) -
 
 def compile_all(device: torch.device) -> None:
     """Compile what the cases run, where it has not been."""
-    specs = [spec for case in CASES for spec in case.specs()]
+    specs = [spec for case, _ in classes() for spec in case.specs()]
     plans = [planner.plan_for(spec, device, name) for spec in specs for name in families_of(spec)]
     compile_ahead(plans, device)
 
@@ -180,7 +199,7 @@ def main(device: str = "cuda", kernel: str | None = None) -> int:
     if device == "cuda":
         compile_all(torch.device(device, torch.cuda.current_device()))
     count = wrong = 0
-    for case in CASES:
+    for case, tolerance in classes():
         drawn, exact = draw(case)
         operands = [laid_out(tensor, case.layout, device) for tensor in drawn]
         for spec in case.specs():
@@ -188,7 +207,7 @@ def main(device: str = "cuda", kernel: str | None = None) -> int:
                 count += 1
                 for title, result in run(case, spec.direction, name, operands).items():
                     error = relative_error(result.cpu(), exact[title])
-                    if not error <= TOLERANCE[case.dtype]:  # so that a NaN is wrong
+                    if not error <= tolerance:  # so that a NaN is wrong
                         print(f"{case.name}: {title} of {name} is off by {error:.3g}")
                         wrong += 1
     print(f"{count} convolutions, {wrong} wrong results")

@@ -86,13 +86,17 @@ IMAGES = {
     "many-planes-a-block-float16": replace(
         ORDINARY, batch=41, groups=3, size=(7, 7), dtype=torch.float16
     ),
-    "narrow-many-planes-a-block": replace(NARROW, batch=21, size=(7, 7)),
+    "narrow-many-planes-a-block": replace(NARROW, batch=41, size=(7, 7)),
     "narrow-1101-columns": replace(NARROW, batch=1, groups=2, size=(2, 1101)),
     # Rows that begin at multiples of 2, 4 and 8 elements, for tiles of eight columns.
     **{
         f"7x7-float16-{width}-columns": replace(LAYERS["7x7-float16"], groups=2, size=(9, width))
         for width in (12, 13, 16, 18)
     },
+    # Threads whose outputs are as high as a plane, or not, in planes that lie apart.
+    "7x7-planes-of-14-rows": replace(LAYERS["7x7"], batch=17, groups=21, size=(14, 14)),
+    "7x7-14-columns": replace(LAYERS["7x7"], groups=5, size=(20, 14)),
+    "7x7-28-columns": replace(LAYERS["7x7"], batch=9, groups=5, size=(28, 28)),
     "31x31-wide": replace(LARGE, batch=1, groups=1, size=(6, 300)),
     "31x31-tall": replace(LARGE, batch=1, groups=1, size=(90, 9)),
     "31x31-many-images": replace(LARGE, batch=9, size=(7, 7)),
@@ -222,6 +226,34 @@ def gradients(dy: Tensor, x: Tensor, w: Tensor, case: Case) -> tuple[Tensor, Ten
         *(dy, x, w, None, stride, padding, dilation, False, (0, 0), groups, (True, True, False))
     )
     return dx, dw
+
+
+def pairwise(dy: Tensor, x: Tensor, w: Tensor, case: Case) -> Tensor:
+    """The gradient of w as PyTorch adds the few terms of a small plane on a GPU, in float32."""
+    x = functional.pad(x, (case.padding[1], case.padding[1], case.padding[0], case.padding[0]))
+    result = torch.empty_like(w)
+    for r in range(w.shape[2]):
+        for s in range(w.shape[3]):
+            met = x[..., r : r + dy.shape[2], s : s + dy.shape[3]]
+            terms = (dy * met).transpose(0, 1).flatten(1)
+            while terms.shape[1] > 1:
+                terms = functional.pad(terms, (0, terms.shape[1] % 2))
+                terms = terms[:, ::2] + terms[:, 1::2]
+            result[:, 0, r, s] = terms[:, 0]
+    return result
+
+
+@pytest.mark.parametrize("seed", range(4))
+def test_a_weight_gradient_of_few_terms_errs_less_than_pytorchs(device: str, seed: int) -> None:
+    """The largest error too: one image of 7 x 7."""
+    case = replace(ORDINARY, batch=1, groups=960, size=(7, 7), seed=seed)
+    x, w, _ = case.tensors(device)
+    dy = case.upstream(x)
+    ours, _ = execute.weight_gradient(dy, x, w, *case.geometry, False)
+    theirs = pairwise(dy, x, w, case) if device == "cpu" else gradients(dy, x, w, case)[1]
+    exact = gradients(dy.double(), x.double(), w.double(), case)[1]
+    assert (ours - exact).abs().max() <= (theirs - exact).abs().max()
+    assert (ours - exact).norm() <= 0.9 * (theirs - exact).norm()
 
 
 @pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan])

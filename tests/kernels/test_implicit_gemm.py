@@ -129,7 +129,7 @@ def test_inf_and_nan_reach_what_they_meet(value: float, device: str, precision: 
 def test_inf_and_nan_reach_nothing_else(
     name: str, value: float, device: str, precision: str
 ) -> None:
-    """Where taps do not fill the last stage of weights, or a vector: what fills them meets x too."""
+    """Where taps do not fill a stage of weights, or a vector: what fills them up meets x too."""
     case = {"5x5": replace(ORDINARY, kernel_size=(5, 5)), **CASES}[name]
     x, w, b = case.tensors(device)
     x[1, 2, 4, 5] = value

@@ -18,16 +18,16 @@ pytestmark = pytest.mark.skipif(
     shutil.which("nvcc") is None, reason="needs nvcc on the PATH to compile CUDA"
 )
 
-# Bytes of spilled registers allowed of a kernel; those not named may spill nothing. The totals of
-# a weight gradient of 49 taps are touched once in many parts of dy; of the others, a loop's bounds
-# and addresses are. Each was measured beside tiles and blocks that spill nothing, and was faster.
+# Bytes of spilled registers allowed of a kernel; those not named may spill nothing. Spilled are
+# counters and addresses that a thread needs once for each tile, outside of the loops that multiply;
+# with more registers a multiprocessor would hold fewer threads.
 SPILLS = {
-    "depthwise_grad_weight_float32_7x7_s1x1_p3x3_d1x1": 420,
-    "depthwise_grad_weight_float32_31x31_s1x1_p15x15_d1x1": 40,
-    "depthwise_forward_float32_3x3_s1x1_p1x1_d1x1": 28,
-    "depthwise_grad_input_float32_3x3_s1x1_p1x1_d1x1": 28,
-    "depthwise_grad_input_float32_7x7_s1x1_p3x3_d1x1": 12,
-    "depthwise_grad_weight_float32_3x3_s1x1_p0x0_d1x1": 24,  # channels_last
+    "depthwise_grad_weight_float32_3x3_s1x1_p1x1_d1x1": 72,  # four channels a group
+    "depthwise_forward_float32_3x3_s1x1_p1x1_d1x1": 12,  # likewise
+    "depthwise_grad_input_float32_3x3_s1x1_p1x1_d1x1": 16,  # likewise
+    "depthwise_grad_weight_float32_31x31_s1x1_p15x15_d1x1": 32,
+    "depthwise_grad_input_float32_3x3_s2x2_p1x1_d1x1": 28,
+    "depthwise_grad_input_bfloat16_3x3_s1x1_p0x0_d1x1": 44,
 }
 
 # Layers of the core suite that between them reach all of the depthwise family's device code.

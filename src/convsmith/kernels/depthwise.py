@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import math
 import struct
+from dataclasses import astuple
 
 import torch
 
@@ -88,7 +89,7 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
             *(*spec.input_strides, *spec.output_strides, *strides),
             *(configuration.bundles, configuration.bundle_filters, *configuration.part),
             *(*configuration.thread_tiles, configuration.splits, configuration.chain),
-            *configuration.source_size,
+            *astuple(configuration.source),
             *(configuration.upstream_columns, configuration.threads),
         )
         return struct.pack(f"{len(numbers)}q", *numbers)
@@ -98,7 +99,7 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
         *(batch, spec.groups, *source_shape[2:], *out_shape[2:]),
         *(*source_strides, *out_strides, group_filters * strides[0], *planes, *strides[2:]),
         *(configuration.bundles, *configuration.thread_tiles, configuration.row_tiles),
-        *(*configuration.source_size, configuration.threads, configuration.blocks),
+        *(*astuple(configuration.source), configuration.threads, configuration.blocks),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -108,21 +109,22 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     geometry = (*spec.weight_shape[2:], *spec.stride, *spec.padding, *spec.dilation)
     tile = (*configuration.tile, configuration.thread_filters)
     numbers = ", ".join(map(str, (*geometry, *tile)))
-    threads, blocks = block_of(spec)
-    first = f"{str(configuration.whole_rows).lower()}, {configuration.together}"
+    threads, blocks = block_of(spec, configuration.has_totals)
+    whole_rows, together = str(configuration.whole_rows).lower(), configuration.together
     last = f"{configuration.stages}, {threads}, {blocks}"
     element, space = _ELEMENT[spec.dtype], "convsmith::depthwise::"
     if spec.direction is Direction.GRAD_WEIGHT:
-        spreads = str(configuration.spreads).lower()
-        return (f"{space}WeightGradient<{element}, {numbers}, {spreads}, {first}, {last}>",)
+        spreads, has_totals = (
+            str(one).lower() for one in (configuration.spreads, configuration.has_totals)
+        )
+        kind = f"{spreads}, {has_totals}, {whole_rows}, {together}"
+        return (f"{space}WeightGradient<{element}, {numbers}, {kind}, {last}>",)
     is_gradient = str(spec.direction is Direction.GRAD_INPUT).lower()
     sums, outputs = (shape[1] // spec.groups for shape in computed(spec)[::2])
     by_row = f"{outputs}, {sums}, {str(sums_by_row(spec)).lower()}"
     direct = str(configuration.direct).lower()
-    return (
-        f"{space}Convolution<{is_gradient}, {element}, {numbers}, {by_row}, {first}, {direct}, "
-        f"{last}>",
-    )
+    kind = f"{whole_rows}, {configuration.plane_rows}, {together}, {direct}"
+    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {by_row}, {kind}, {last}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

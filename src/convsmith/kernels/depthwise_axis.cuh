@@ -17,6 +17,10 @@ constexpr int floor_divide(int dividend, int divisor) {
 
 constexpr int ceil_divide(int dividend, int divisor) { return -floor_divide(-dividend, divisor); }
 
+__device__ __forceinline__ constexpr bool is_within(int place, int extent) {
+    return static_cast<unsigned>(place) < static_cast<unsigned>(extent);
+}
+
 // `kOutputs` neighbouring outputs, the first one at a multiple of the stride: a thread's tile.
 template <bool kIsGradient, int kFilterTaps, int kStride, int kPadding, int kDilation, int kOutputs>
 struct Axis {
@@ -41,6 +45,8 @@ struct Axis {
     static constexpr int kBeyond =
         ceil_divide(kIsGradient ? kDilation * (kTaps - 1) - kPadding : kPadding, kScale);
     static constexpr int kZerosAfter = kBeyond > 0 ? kBeyond : 0;
+    // Between rows that follow one another: those after one are those before the next.
+    static constexpr int kZerosBetween = kZerosBefore > kZerosAfter ? kZerosBefore : kZerosAfter;
 
     static constexpr int kNone = -1;
 

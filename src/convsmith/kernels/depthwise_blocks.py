@@ -29,7 +29,25 @@ REPEATS = (1, 2, 4)  # tiles that a thread computes of a block's tile
 HEAD_BYTES = 256  # kHeadBytes of depthwise_convolve.cuh and depthwise_weight.cuh
 SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPABILITY and newer
 MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
+MOST_TAPS_AT_THE_SPEED_OF_MEMORY = 25  # of filters whose products take less time than memory
 MOST_WORKSPACE_BYTES = 64 * 2**20
+
+
+@dataclass(frozen=True)
+class SourceTile:
+    """A block's tile of x (or dy) in shared memory, in elements (pixels, of interleaved planes).
+
+    Args:
+        rows: of a plane.
+        row_pitch: from one row to the next.
+        plane_pitch: from one plane to the next.
+        elements: of all planes.
+    """
+
+    rows: int
+    row_pitch: int
+    plane_pitch: int
+    elements: int
 
 
 @dataclass(frozen=True)
@@ -40,7 +58,9 @@ class Configuration:
         tile: outputs of a thread; of a weight gradient positions of dy, or taps if ``spreads``.
         thread_filters: filters of a thread (channels, in a weight gradient).
         spreads: a weight gradient whose threads own taps.
+        has_totals: a weight gradient whose threads add in more than one chain.
         whole_rows: tiles hold whole rows, as they lie in memory.
+        plane_rows: rows of a source plane, where a thread's tile is as high as the output; or 0.
         direct: threads store their outputs where they belong.
         together: planes of a channels_last tensor that lie interleaved in shared memory, or 1.
         stages: tiles that are in shared memory at once.
@@ -50,9 +70,10 @@ class Configuration:
         thread_tiles: threads of a block down and across a plane.
         row_tiles: rows of threads' tiles that a block's tile has.
         part: weight gradient: rows and columns of dy in shared memory at once.
-        source_size: of the tile of x (or dy) in shared memory.
+        source: the tile of x (or dy) in shared memory.
         upstream_columns: weight gradient: of the tile of dy.
         threads: of a block.
+        tiles: that all blocks go over; of a weight gradient parts of dy.
         blocks: of the grid.
         splits: weight gradient: parts that images and rows are cut into.
         chain: weight gradient: parts (rows, if ``spreads``) of dy in one chain of additions.
@@ -63,7 +84,9 @@ class Configuration:
     tile: Pair
     thread_filters: int
     spreads: bool
+    has_totals: bool
     whole_rows: bool
+    plane_rows: int
     direct: bool
     together: int
     stages: int
@@ -73,9 +96,10 @@ class Configuration:
     thread_tiles: Pair
     row_tiles: int
     part: Pair
-    source_size: Pair
+    source: SourceTile
     upstream_columns: int
     threads: int
+    tiles: int
     blocks: int
     splits: int
     chain: int
@@ -95,6 +119,7 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
     channels = min(sums, MOST_CHANNELS_AT_ONCE)
     bundles_of_image = spec.groups * -(-outputs // filters)
     filter_row = -(-spec.weight_shape[3] * filters // 4) * 4
+    spans_planes = tile[0] == out_shape[2] and filter_row <= 8  # of filters that are unrolled
 
     def attempt(threads: int, stages: int, most_bundles: int, repeats: int) -> Configuration:
         thread_tiles = cut_plane(out_shape[2:], tile, threads, together)
@@ -110,24 +135,26 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             fitting = min(threads // math.prod(thread_tiles), most_bundles, bundles_of_image)
             bundles = even_part(bundles_of_image, max(1, fitting))
         size = (row_tiles, thread_tiles[1])
-        source_size = tile_size_of(spec, rows, columns, size, whole_rows, together)
+        source = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
         vector = 16 // itemsize
         run = thread_tiles[1] * tile[1]
         run = run if together > 1 else (run + 2 * vector - 2) // vector * vector
         out = 0 if direct else filters * thread_tiles[0] * tile[0] * run
-        tile_size = up_to_eights(bundles * max(channels * math.prod(source_size), out))
+        tile_size = up_to_eights(max(source.elements, bundles * out))
         filter_size = up_to_eights(bundles * channels * spec.weight_shape[2] * filter_row)
         tiles = out_shape[0] * -(-bundles_of_image // bundles)
         for extent, count, one in zip(out_shape[2:], size, tile, strict=True):
             tiles *= -(-extent // (count * one))
         block_threads = -(-bundles * math.prod(thread_tiles) // 32) * 32
         shared_bytes = HEAD_BYTES + stages * (tile_size + filter_size) * itemsize
-        resident = resident_blocks(spec, block_threads, shared_bytes)
+        resident = resident_blocks(block_of(spec), block_threads, shared_bytes)
         return Configuration(
             tile=tile,
             thread_filters=filters,
             spreads=False,
+            has_totals=False,
             whole_rows=whole_rows,
+            plane_rows=source_shape[2] if spans_planes and whole_rows else 0,
             direct=direct,
             together=together,
             stages=stages,
@@ -137,9 +164,10 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             thread_tiles=thread_tiles,
             row_tiles=row_tiles,
             part=(0, 0),
-            source_size=source_size,
+            source=source,
             upstream_columns=0,
             threads=block_threads,
+            tiles=tiles,
             blocks=min(tiles, resident * multiprocessors),
             splits=1,
             chain=0,
@@ -148,7 +176,8 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
         )
 
     blocks = math.prod(block_of(spec)) // 128 * multiprocessors
-    return best_of(spec, attempt, -(-out_shape[0] * bundles_of_image // blocks))
+    most_bundles = -(-out_shape[0] * bundles_of_image // blocks)
+    return best_of(spec, attempt, most_bundles, multiprocessors)
 
 
 def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configuration:
@@ -158,7 +187,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
     itemsize = spec.dtype.itemsize
     tile, channels, together = thread_tile(spec), thread_filters(spec), planes_together(spec)
     spreads = spreads_taps(spec)
-    columns = columns_of(spec, tile[1])
+    rows, columns = rows_of(spec, tile[0]), columns_of(spec, tile[1])
     filters = 1 if spreads else even_part(group_filters, 4)
     one_bundle_each = filters >= group_filters and channels >= group_channels
     all_bundles = spec.groups * -(-group_filters // filters) * -(-group_channels // channels)
@@ -173,7 +202,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             repeats = row_tiles = 1
             thread_tiles = (runs, math.prod(tap_tiles))
             whole_rows = False
-            rows, reach = (
+            down, reach = (
                 (size - 1) * stride + (count * one - 1) * dilation + 1
                 for size, stride, count, one, dilation in zip(
                     (part[0], runs * SPREAD_RUN),
@@ -184,7 +213,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
                     strict=True,
                 )
             )
-            source_size = (rows, aligned_columns(columns, reach, itemsize))
+            pitch = aligned_columns(columns, reach, itemsize)
         else:
             thread_tiles = cut_plane(spec.output_size, tile, threads // filters, together)
             repeats = max(1, min(repeats, terms_of_a_chain(spec) // math.prod(tile)))
@@ -192,17 +221,21 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             thread_tiles = -(-row_tiles // repeats), thread_tiles[1]
             part = (row_tiles * tile[0], thread_tiles[1] * tile[1])
             whole_rows = takes_whole_rows(spec, columns, part[1])
-            size = (row_tiles, thread_tiles[1])
-            source_size = tile_size_of(
-                spec, rows_of(spec, tile[0]), columns, size, whole_rows, together
-            )
         vector = 16 // itemsize
         pair_threads = math.prod(thread_tiles)
         bundles = together
         if together == 1:
             fitting = threads // (filters * pair_threads) if one_bundle_each else 1
             bundles = even_part(all_bundles, max(1, min(fitting, most_bundles)))
+        if spreads:
+            source = SourceTile(down, pitch, down * pitch, bundles * down * pitch)
+        else:
+            size = (row_tiles, thread_tiles[1])
+            source = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
         upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
+        width = spec.output_size[1]
+        if whole_rows and width % math.gcd(tile[1], vector) == 0:
+            upstream_columns = width  # and each plane is one run
         block_threads = -(-bundles * filters * pair_threads // 32) * 32
         sets = -(-all_bundles // bundles)
         items = spec.input_shape[0] * math.prod(
@@ -212,20 +245,28 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         chain = max(1, terms_of_a_chain(spec) // terms_at_once)
         values = channels * math.prod(kernel_size) + 1
         totals = -(-bundles * filters * values * 8 // 16) * 16
-        x = up_to_eights(bundles * channels * math.prod(source_size))
+        x = up_to_eights(source.elements)
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
         y = bundles * filters * y_rows * upstream_columns
-        stage = up_to_eights(max(x + y, 8 * block_threads * 8 // itemsize))
+        scratch = 8 * (block_threads + 1) * 8 // itemsize
+        stage = up_to_eights(max(x + y, scratch))
         shared_bytes = HEAD_BYTES + totals + stages * stage * itemsize
-        resident = resident_blocks(spec, block_threads, shared_bytes)
         outputs = math.prod(spec.weight_shape) + out_channels
         fitting = MOST_WORKSPACE_BYTES // (8 * outputs)
-        splits = max(1, min(resident * multiprocessors // sets, items, fitting))
+        # Totals beside few sums cost little, and one kernel then does for all.
+        few_sums = spreads or math.prod(kernel_size) <= MOST_TAPS_AT_THE_SPEED_OF_MEMORY
+        for has_totals in (few_sums, True):
+            resident = resident_blocks(block_of(spec, has_totals), block_threads, shared_bytes)
+            splits = max(1, min(resident * multiprocessors // sets, items, fitting))
+            if -(-items // splits) <= chain:
+                break
         return Configuration(
             tile=tile,
             thread_filters=channels,
             spreads=spreads,
+            has_totals=has_totals,
             whole_rows=whole_rows,
+            plane_rows=0,
             direct=False,
             together=together,
             stages=stages,
@@ -235,9 +276,10 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             thread_tiles=thread_tiles,
             row_tiles=row_tiles,
             part=part,
-            source_size=source_size,
+            source=source,
             upstream_columns=upstream_columns,
             threads=block_threads,
+            tiles=sets * items,
             blocks=sets * splits,
             splits=splits,
             chain=chain,
@@ -246,52 +288,74 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         )
 
     blocks = math.prod(block_of(spec)) // 128 * multiprocessors
-    return best_of(spec, attempt, -(-spec.input_shape[0] * all_bundles // blocks))
+    most_bundles = -(-spec.input_shape[0] * all_bundles // blocks)
+    return best_of(spec, attempt, most_bundles, multiprocessors)
 
 
-def resident_blocks(spec: ConvSpec, threads: int, shared_bytes: int) -> int:
+def resident_blocks(most: Pair, threads: int, shared_bytes: int) -> int:
     """How many blocks share a multiprocessor: as registers and shared memory allow."""
-    by_registers = math.prod(block_of(spec)) // threads
+    by_registers = math.prod(most) // threads
     by_memory = MULTIPROCESSOR_BYTES // (shared_bytes + 1024)
     return max(1, min(by_registers, by_memory))
 
 
 def best_of(
-    spec: ConvSpec, attempt: Callable[[int, int, int, int], Configuration], most_bundles: int
+    spec: ConvSpec,
+    attempt: Callable[[int, int, int, int], Configuration],
+    most_bundles: int,
+    multiprocessors: int,
 ) -> Configuration:
-    """The block that keeps a multiprocessor busiest, of all that fit into shared memory.
+    """The block that takes the least time, of all that fit into shared memory.
 
-    What counts is the share of its threads that are at work; of the source rows that a block
-    loads, how many are its own; and, as measured on an H200, a tenth more for a second stage, a
-    quarter more for whole rows, and less for small blocks. Where none fits into shared memory,
-    the block that takes the least is returned.
+    What counts, as measured on an H100: the share of a multiprocessor's threads that is at work,
+    until the last one has ended; and what a thread multiplies between two barriers, at which it
+    waits as long as ``waits`` products take, or less with a second stage. Both count the more, the
+    more terms a sum has, for else memory takes the time. Then, of the source rows that a block
+    loads, how many are its own; a tenth more time for parts of rows, and a little for small blocks.
+    Where none fits into shared memory, the block that takes the least of it is returned.
     """
-    most_threads, blocks = block_of(spec)
-    steps = spec.stride[0] if spec.direction is not Direction.GRAD_INPUT else 1 / spec.stride[0]
+    is_weight_gradient = spec.direction is Direction.GRAD_WEIGHT
+    taps = math.prod(spec.weight_shape[2:])
+    steps, terms = float(spec.stride[0]), float(taps * spec.weight_shape[1])
+    if spec.direction is Direction.GRAD_INPUT:
+        steps = 1 / steps
+        terms = taps * (spec.weight_shape[0] // spec.groups) / math.prod(spec.stride)
+    share = terms / (terms + 32)  # of the time that is the multiplier's rather than memory's
 
-    def score(one: Configuration) -> tuple[float, int]:
+    def cost(one: Configuration) -> tuple[float, int, int]:
+        most = math.prod(block_of(spec, one.has_totals))
         at_work = one.resident * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
-        own_rows = min(one.row_tiles * one.tile[0] * steps / one.source_size[0], 1)
-        value = min(at_work / (most_threads * blocks), 1) * (1 if one.spreads else own_rows)
-        value *= (1 + 0.1 * (one.stages - 1)) * (1.25 if one.whole_rows else 1)
-        return round(value * min(one.threads / 96, 1) ** 0.2, 3), one.threads
+        turns = -(-one.blocks // multiprocessors) * -(-one.tiles // one.blocks)
+        busy = min(at_work / most, 1) * one.tiles / (turns * multiprocessors)
+        products = taps * one.thread_filters * math.prod(one.tile) * one.row_tiles
+        own_rows = min(one.row_tiles * one.tile[0] * steps / one.source.rows, 1)
+        if one.spreads:
+            products, own_rows = products * math.prod(one.part), 1.0
+        waits = 32 if one.stages == 1 else 16 if is_weight_gradient else 0
+        if one.direct and one.resident > 2 and terms <= MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
+            waits = 0  # hidden behind other blocks' loads and stores
+        slowed = 1 + waits * one.thread_tiles[0] / products
+        time = (slowed / math.sqrt(busy)) ** share / own_rows**0.25
+        time *= (1 if one.whole_rows else 1.1) * max(128 / one.threads, 1) ** 0.05
+        return round(time, 3), one.stages, one.threads
 
     tried = []
-    threads = most_threads
+    threads = block_of(spec)[0]
     while threads >= 32:
         bundles = most_bundles
         while bundles >= 1:
-            tried += [
+            at_once = [
                 attempt(threads, stages, bundles, repeats)
                 for stages in STAGES
                 for repeats in REPEATS
             ]
-            bundles = min(bundles, tried[-1].bundles) // 2
+            bundles = min(bundles, max(one.bundles for one in at_once)) // 2
+            tried += at_once
         threads //= 2
     fitting = [one for one in tried if one.shared_bytes <= SHARED_BYTES]
     if not fitting:
         return min(tried, key=lambda one: one.shared_bytes)
-    return max(fitting, key=score)
+    return min(fitting, key=cost)
 
 
 def cut_plane(size: Pair, tile: Pair, threads: int, together: int) -> Pair:
@@ -322,36 +386,65 @@ def takes_whole_rows(spec: ConvSpec, columns: Axis, tile_columns: int) -> bool:
     return first_is_near and tile_columns >= width and all(strides[3] == 1 for strides in read)
 
 
-def tile_size_of(
+def source_tile(
     spec: ConvSpec,
-    rows: Axis,
-    columns: Axis,
+    axes: tuple[Axis, Axis],
     thread_tiles: Pair,
+    bundles: int,
+    channels: int,
     whole_rows: bool,
-    together: int,
-) -> Pair:
-    """Rows and columns of the tile that is read, in shared memory."""
+) -> SourceTile:
+    """The tile that the threads of a block read, of ``bundles`` with ``channels`` planes each."""
+    rows, columns = axes
+    planes, vector = bundles * channels, 16 // spec.dtype.itemsize
     down, across = (
         (count - 1) * axis.advance + axis.extent
-        for count, axis in zip(thread_tiles, (rows, columns), strict=True)
+        for count, axis in zip(thread_tiles, axes, strict=True)
     )
-    if together > 1:
-        return down, across
-    across = aligned_columns(columns, across, spec.dtype.itemsize)
-    vector = 16 // spec.dtype.itemsize
-    if whole_rows:
-        is_gradient = spec.direction is Direction.GRAD_INPUT
-        _, _, height, width = spec.output_shape if is_gradient else spec.input_shape
-        left = columns.first % vector - columns.first
-        after = spec.padding[1]  # kZerosAfter of depthwise_axis.cuh
-        if is_gradient:
-            reach = spec.dilation[1] * (spec.weight_shape[3] - 1)
-            after = max(0, -((spec.padding[1] - reach) // spec.stride[1]))
-        across = max(across, -(-(left + width + after) // vector) * vector)
-        if spec.weight_shape[2] > 1 if is_gradient else spec.padding[0] > 0:
-            down = min(down, height)  # rows outside are skipped
-    # An odd number of vectors: neighbouring rows begin in different banks.
-    return down, across + vector * (across // vector % 2 == 0)
+    if planes_together(spec) > 1:
+        return SourceTile(down, across, down * across, planes * down * across)
+    if not whole_rows:
+        pitch = in_other_banks(aligned_columns(columns, across, spec.dtype.itemsize), vector)
+        return SourceTile(down, pitch, down * pitch, planes * down * pitch)
+
+    # Rows as they are in memory, and between them the zeros of which both have to do with some.
+    is_gradient = spec.direction is Direction.GRAD_INPUT
+    height, width = computed(spec)[0][2:]
+    after = spec.padding[1]  # kZerosAfter of depthwise_axis.cuh
+    if is_gradient:
+        reach = spec.dilation[1] * (spec.weight_shape[3] - 1)
+        after = max(0, -((spec.padding[1] - reach) // spec.stride[1]))
+    if spec.weight_shape[2] > 1 if is_gradient else spec.padding[0] > 0:
+        down = min(down, height)  # rows outside are skipped
+    step = max(math.gcd(columns.advance, vector), math.gcd(width, vector))
+    least = -(-(width + max(after, -columns.first)) // step) * step
+    pitch, plane = in_other_banks(least, step), None
+    if math.prod(spec.weight_shape[2:]) > MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
+        # Loads have no conflicts where each line of threads goes on in the bank after the last one
+        # of the line before: a plane, or a row of threads' tiles, further on.
+        banks = 128 // spec.dtype.itemsize
+        line = thread_tiles[1] * columns.advance % banks
+        if bundles > 1:
+            pitch = least
+            plane = in_bank(line, banks, down * pitch, step, channels)
+        elif spec.direction is not Direction.GRAD_WEIGHT:  # which has little shared memory to spare
+            pitch = in_bank(line, banks, least, step, rows.advance) or pitch
+    plane = plane or down * pitch
+    before = columns.first % vector - columns.first
+    end = (thread_tiles[1] - 1) * columns.advance + columns.first + columns.extent + vector
+    elements = before + (planes - 1) * plane + (down - 1) * pitch + max(end, pitch)
+    return SourceTile(down, pitch, plane, elements)
+
+
+def in_other_banks(pitch: int, step: int) -> int:
+    """``pitch`` rounded up to an odd number of steps: neighbouring rows begin in other banks."""
+    return pitch + step * (pitch // step % 2 == 0)
+
+
+def in_bank(bank: int, banks: int, least: int, step: int, times: int) -> int | None:
+    """The first pitch from ``least`` on, in steps, of which ``times`` as much ends in ``bank``."""
+    pitches = range(least, least + banks, step)
+    return next((one for one in pitches if times * one % banks == bank), None)
 
 
 def aligned_columns(columns: Axis, reach: int, itemsize: int) -> int:

@@ -2,6 +2,9 @@
 // some output planes; while it computes one, the next is on its way to shared memory.
 #pragma once
 
+#include <algorithm>
+#include <type_traits>
+
 #include "depthwise_store.cuh"
 #include "depthwise_thread.cuh"
 #include "depthwise_tile.cuh"
@@ -13,13 +16,14 @@ namespace convsmith::depthwise {
 // additions, or, where there are many terms (kHasRowSums), in one for each filter row and one of
 // those. A tile holds whole rows of contiguous columns (kWholeRows), or any part of planes with
 // what lies outside of them as zeros; kTogether > 1 planes of a channels_last tensor lie
-// interleaved in it. Threads store their outputs where they belong (kStoresDirectly), or the block
-// does, from shared memory.
+// interleaved in it. Where a thread's outputs are as high as a plane, the source's has kSpannedRows
+// rows; else that is 0. Threads store their outputs where they belong (kStoresDirectly), or the
+// block does, from shared memory.
 template <bool kIsInputGradient, typename T, int R, int S, int kStrideH, int kStrideW,
           int kPaddingH, int kPaddingW, int kDilationH, int kDilationW, int kTileRows,
           int kTileColumns, int kThreadFilters, int kGroupOutputs, int kSums, bool kHasRowSums,
-          bool kTakesWholeRows, int kTogether, bool kStoresDirectly, int kTileStages,
-          int kMostThreads, int kResidentBlocks>
+          bool kTakesWholeRows, int kSpannedRows, int kTogether, bool kStoresDirectly,
+          int kTileStages, int kMostThreads, int kResidentBlocks>
 struct Convolution {
     using Value = T;
     static constexpr bool kIsWeightGradient = false;
@@ -40,8 +44,10 @@ struct Convolution {
     static_assert(!kWholeRows || !kInterleaved);
     static constexpr bool kDirect = kStoresDirectly;
     static_assert(!kDirect || (kWholeRows && kTurns == 1));
-    // Whether outputs that exist may meet rows that do not, and have to do without them.
+    // Whether outputs that exist may meet rows that do not, and have to do without them. Of a
+    // thread that spans planes it is known which ones.
     static constexpr bool kChecksRows = kWholeRows && (kIsInputGradient ? R > 1 : kPaddingH > 0);
+    static constexpr int kPlaneRows = kSpannedRows;
     static constexpr int kStages = kTileStages;
     static constexpr int kThreads = kMostThreads, kBlocks = kResidentBlocks;  // of a multiprocessor
 
@@ -73,13 +79,17 @@ struct ConvolveProblem {
     std::int64_t thread_tiles[2];         // rows and columns of threads of a bundle
     std::int64_t row_tiles;               // rows of threads' tiles that a block's tile has
     std::int64_t source_rows, row_pitch;  // of the source tile: rows, and columns
+    std::int64_t plane_pitch;             // elements from one plane of it to the next
+    std::int64_t source_elements;         // of all of it
     std::int64_t threads, blocks;
 };
 
 // How the work is cut, in numbers of parts.
 struct Cut {
     int sets_of_image, bands[2];
-    std::int64_t tiles;
+    unsigned tiles;  // fewer than 2 ** 31
+
+    static constexpr unsigned kTooMany = 0x80000000;
 
     template <typename S>
     static Cut of(const ConvolveProblem& problem) {
@@ -90,7 +100,8 @@ struct Cut {
         cut.sets_of_image = parts(problem.groups * S::kBundlesOfGroup, problem.bundles);
         cut.bands[0] = parts(problem.out_size[0], problem.row_tiles * S::Rows::kTile);
         cut.bands[1] = parts(problem.out_size[1], problem.thread_tiles[1] * S::Columns::kTile);
-        cut.tiles = problem.images * cut.sets_of_image * cut.bands[0] * cut.bands[1];
+        const std::int64_t tiles = problem.images * cut.sets_of_image * cut.bands[0] * cut.bands[1];
+        cut.tiles = tiles < kTooMany ? static_cast<unsigned>(tiles) : kTooMany;
         return cut;
     }
 };
@@ -105,17 +116,19 @@ struct Place {
     int first_source_row, source_rows, first_source_column;
 
     template <typename S>
-    static __device__ Place of(const ConvolveProblem& problem, const Cut& cut, int tile) {
+    static __device__ Place of(const ConvolveProblem& problem, const Cut& cut, unsigned tile) {
         using Rows = typename S::Rows;
         using Columns = typename S::Columns;
-        const int bands = cut.bands[0] * cut.bands[1];
-        const int set = tile / bands % cut.sets_of_image, image = tile / bands / cut.sets_of_image;
+        unsigned rest = tile;
+        const unsigned bands_across = cut.bands[1], bands = cut.bands[0] * bands_across;
+        const int image = divide(rest, bands * cut.sets_of_image);
+        const int set = divide(rest, bands), band = divide(rest, bands_across);
         const int bundles = static_cast<int>(problem.bundles);
         const int group = S::kBundlesOfGroup == 1 ? set * bundles : set / S::kBundlesOfGroup;
         const int first = S::kBundlesOfGroup == 1 ? 0 : set % S::kBundlesOfGroup * S::kFilters;
         const int tile_rows = static_cast<int>(problem.row_tiles) * Rows::kTile;
         const int tile_columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
-        const int column = tile % cut.bands[1] * tile_columns;
+        const int column = static_cast<int>(rest) * tile_columns;
 
         Place place;
         place.first_output = group * S::kOutputs + first;
@@ -123,7 +136,7 @@ struct Place {
             min(bundles, static_cast<int>(problem.groups) * S::kBundlesOfGroup - set * bundles);
         place.planes = S::kBundlesOfGroup == 1 ? place.bundles * S::kFilters
                                                : min(S::kFilters, S::kOutputs - first);
-        place.row = tile % bands / cut.bands[1] * tile_rows;
+        place.row = band * tile_rows;
         place.rows = min(tile_rows, static_cast<int>(problem.out_size[0]) - place.row);
         place.columns = min(tile_columns, static_cast<int>(problem.out_size[1]) - column);
 
@@ -160,40 +173,38 @@ struct ConvolveShared {
     static_assert(sizeof(Head) <= kHeadBytes);
     int tile, stage;
 
-    __host__ __device__ explicit ConvolveShared(const ConvolveProblem& problem) {
+    explicit ConvolveShared(const ConvolveProblem& problem) {
         using T = typename S::Value;
         const std::int64_t planes = problem.bundles * S::kChannels;
         const std::int64_t out_rows = problem.row_tiles * S::Rows::kTile;
         const std::int64_t out_columns = problem.thread_tiles[1] * S::Columns::kTile;
-        const std::int64_t source = planes * problem.source_rows * problem.row_pitch;
         const std::int64_t run =
             S::kInterleaved ? out_columns : PlanarStore<T>::pitch_of(out_columns);
         const std::int64_t out = S::kDirect ? 0 : problem.bundles * S::kFilters * out_rows * run;
-        tile = static_cast<int>(((source > out ? source : out) + 7) / 8 * 8);
+        tile = static_cast<int>((std::max(problem.source_elements, out) + 7) / 8 * 8);
         stage = tile + static_cast<int>((planes * S::kFilterPitch + 7) / 8 * 8);
     }
 };
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    convolve(const ConvolveProblem problem, const Cut cut,
+    convolve(const ConvolveProblem problem, const Cut cut, const ConvolveShared<S> parts,
              const typename S::Value* __restrict__ source,
              const typename S::Value* __restrict__ filter,
              const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out,
-             RowPlan source_plan, int out_run) {
+             RowPlan source_plan, const OutShape out_shape) {
     using T = typename S::Value;
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
     constexpr int kFilters = S::kFilters;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-    const ConvolveShared<S> parts(problem);
     auto& head = *shared_memory<typename ConvolveShared<S>::Head>();
     T* shared = reinterpret_cast<T*>(shared_memory<unsigned char>() + parts.kHeadBytes);
 
     // Work out what holds for all tiles of this block.
     const int bundles = static_cast<int>(problem.bundles);
     const int row_pitch = static_cast<int>(problem.row_pitch) * S::kColumnPitch;
-    const int plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.source_rows) * row_pitch;
+    const int plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.plane_pitch);
 
     const auto loader = [&] {
         const int width = static_cast<int>(problem.source_size[1]);
@@ -208,52 +219,58 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         }
     }();
 
-    OutShape out_shape;
-    out_shape.planes = bundles * kFilters;
-    out_shape.rows = static_cast<int>(problem.row_tiles) * Rows::kTile;
-    out_shape.columns = static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
-    out_shape.plane_stride = problem.out_strides[1];
-    out_shape.row_stride = problem.out_strides[2];
-    out_shape.column_stride = problem.out_strides[3];
-    out_shape.aligned = out_run;
-    const auto store = [&] {
-        if constexpr (S::kInterleaved) {
-            return InterleavedStore<T, S::kColumnPitch>(out_shape, out_run);
-        } else {
-            const std::int64_t width = problem.out_size[1], plane = problem.out_size[0] * width;
-            const bool whole_rows =
-                cut.bands[1] == 1 && problem.out_strides[3] == 1 && problem.out_strides[2] == width;
-            const bool whole_planes = whole_rows && cut.bands[0] == 1 &&
-                                      problem.out_strides[1] == plane && S::kBundlesOfGroup == 1;
-            out_shape.run = problem.out_strides[3] != 1 ? Run::kElement
-                            : whole_planes              ? Run::kAll
-                            : whole_rows                ? Run::kPlane
-                                                        : Run::kRow;
-            out_shape.run_pitch =
-                PlanarStore<T>::pitch_of(whole_planes ? out_shape.planes * plane
-                                         : whole_rows ? out_shape.rows * width
-                                                      : std::int64_t{out_shape.columns});
-            return PlanarStore<T>(out_shape);
-        }
-    }();
+    using Store =
+        std::conditional_t<S::kInterleaved, InterleavedStore<T, S::kColumnPitch>, PlanarStore<T>>;
+    const Store store(out_shape);
 
-    // A thread's place in a tile: a bundle, and a tile of its outputs.
-    const int of_bundle = S::kInterleaved ? thread / S::kColumnPitch : thread;
-    const int thread_tiles = static_cast<int>(problem.thread_tiles[0] * problem.thread_tiles[1]);
-    const int my_bundle = S::kInterleaved ? thread % S::kColumnPitch : thread / thread_tiles;
-    const int my_row =
-        of_bundle % thread_tiles / static_cast<int>(problem.thread_tiles[1]) * Rows::kTile;
-    const int my_column = of_bundle % static_cast<int>(problem.thread_tiles[1]) * Columns::kTile;
-    const bool has_outputs = S::kInterleaved ? of_bundle < thread_tiles : my_bundle < bundles;
+    // A thread's place in a tile: a bundle, and a tile of its outputs. Threads of the same rows of
+    // neighbouring bundles follow one another: they meet the same rows that do not exist.
+    const int down = static_cast<int>(problem.thread_tiles[0]);
+    const int across = static_cast<int>(problem.thread_tiles[1]);
+    const int of_bundles = S::kInterleaved ? thread / S::kColumnPitch : thread;
+    const int line = of_bundles / across;
+    const int my_bundle = S::kInterleaved ? thread % S::kColumnPitch : line % bundles;
+    const int my_row = (S::kInterleaved ? line : line / bundles) * Rows::kTile;
+    const int my_column = of_bundles % across * Columns::kTile;
+    const bool has_outputs = my_row < down * Rows::kTile;
     const int corner = my_bundle * S::kChannels * plane_pitch +
-                       my_column / Columns::kTile * Columns::kAdvance * S::kColumnPitch;
+                       of_bundles % across * Columns::kAdvance * S::kColumnPitch;
 
-    // Outputs that pass through a tile's memory overwrite the zeros beside its rows; else they
+    // Outputs that pass through a tile's memory overwrite the zeros between its rows; else they
     // stay.
     const auto clear_sides = [&](T* stage) {
         if constexpr (S::kWholeRows) {
             loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
-                stage + S::kLeft, bundles * S::kChannels * static_cast<int>(problem.source_rows));
+                stage + S::kLeft, plane_pitch, bundles * S::kChannels,
+                static_cast<int>(problem.source_rows));
+        }
+    };
+
+    // Begins to bring the filters of so many source planes. Some neighbouring threads take a
+    // filter, each a few of its elements; offsets in a filter fit 32 bits.
+    const auto load_filters = [&](T* to, const T* filters, int first_channel, int planes,
+                                  int out_planes) {
+        const int across = S::kFilterPitch <= 8    ? 8
+                           : S::kFilterPitch <= 16 ? 16
+                           : S::kFilterPitch <= 64 ? 32
+                                                   : threads & -threads;
+        const int first_plane = thread / across, planes_at_once = threads / across;
+        const auto stride = [&](int axis) {
+            return static_cast<int>(problem.filter_strides[axis]);
+        };
+#pragma unroll 1
+        for (int i = thread % across; i < S::kFilterPitch; i += across) {
+            const int r = i / S::kFilterRow;
+            const int s = i % S::kFilterRow / kFilters, f = i % S::kFilterRow % kFilters;
+            const bool there =
+                s < Columns::kTaps && (S::kBundlesOfGroup == 1 ? f < S::kOutputs : f < out_planes);
+            const T* from = filters + (f * stride(1) + r * stride(3) + s * stride(4));
+#pragma unroll 2
+            for (int plane = first_plane; plane < planes; plane += planes_at_once) {
+                const int bundle = plane / S::kChannels, channel = plane % S::kChannels;
+                move<1>(to + plane * S::kFilterPitch + i,
+                        from + (bundle * stride(0) + (first_channel + channel) * stride(2)), there);
+            }
         }
     };
 
@@ -272,47 +289,31 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         } else {
             loader.load(stage, from, place.first_source_row, place.first_source_column, planes);
         }
-        // Offsets in a filter fit 32 bits.
-        int strides[5];
-#pragma unroll
-        for (int i = 0; i < 5; ++i) strides[i] = static_cast<int>(problem.filter_strides[i]);
-        const T* filters = filter + place.filters + first_channel * strides[2];
-        for (int i = thread; i < planes * S::kFilterPitch; i += threads) {
-            const int plane = i / S::kFilterPitch;
-            const int r = i % S::kFilterPitch / S::kFilterRow;
-            const int s = i % S::kFilterRow / kFilters, f = i % S::kFilterRow % kFilters;
-            const int bundle = plane / S::kChannels, channel = plane % S::kChannels;
-            const bool there = s < Columns::kTaps &&
-                               (S::kBundlesOfGroup == 1 ? f < S::kOutputs : f < place.planes);
-            const int offset = bundle * strides[0] + f * strides[1] + channel * strides[2] +
-                               r * strides[3] + s * strides[4];
-            move<1>(stage + parts.tile + i, filters + offset, there);
-        }
+        load_filters(stage + parts.tile, filter + place.filters, first_channel, planes,
+                     place.planes);
     };
 
     // Make the barriers and the zeros that stay, and begin. One thread works out for all where the
     // tile after the next one lies.
     bool arrives_at_barrier = false;
     if constexpr (S::kWholeRows) arrives_at_barrier = RowLoader<T>::arrives_at_barrier(source_plan);
-    const auto find = [&](std::int64_t tile, int slot) {
-        if (thread == 0 && tile < cut.tiles) {
-            head.places[slot] = Place::of<S>(problem, cut, static_cast<int>(tile));
-        }
+    const auto find = [&](unsigned tile, int slot) {
+        if (thread == 0 && tile < cut.tiles) head.places[slot] = Place::of<S>(problem, cut, tile);
     };
     if (thread == 0 && arrives_at_barrier) {
         for (int i = 0; i < S::kStages; ++i) ptx::mbarrier_init(head.barriers + i, 1);
         ptx::fence_mbarrier_init();
     }
     find(blockIdx.x, 0);
-    find(std::int64_t{blockIdx.x} + gridDim.x, 1);
     if constexpr (S::kDirect) {
         for (int i = 0; i < S::kStages; ++i) clear_sides(shared + i * parts.stage);
     }
     __syncthreads();
     load(head.places[0], 0, 0);
+    find(blockIdx.x + gridDim.x, 1);
 
     int stage = 0, parity = 0, slot = 0;
-    for (std::int64_t index = blockIdx.x; index < cut.tiles; index += gridDim.x) {
+    for (unsigned index = blockIdx.x; index < cut.tiles; index += gridDim.x) {
         const Place& place = head.places[slot];
         slot = slot == 2 ? 0 : slot + 1;
         const bool computes = has_outputs && my_bundle < place.bundles && my_column < place.columns;
@@ -343,12 +344,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
 
         for (int turn = 0; turn < S::kTurns; ++turn) {
             ptx::cp_async_wait_all();
-            if (arrives_at_barrier) {
-                ptx::mbarrier_wait(head.barriers + stage, parity);
-                ptx::fence_proxy_async();
-            }
-            store.wait_until_read();
-            __syncthreads();  // the stage is full, and nobody reads the other one any more
+            if (arrives_at_barrier) ptx::mbarrier_wait(head.barriers + stage, parity);
+            if constexpr (!S::kDirect) store.wait_until_read();
+            // The stage is full, and nobody reads the other one any more: copies may overwrite what
+            // has been read without a fence.
+            __syncthreads();
             T* tile = shared + stage * parts.stage;
             const auto load_next = [&] {
                 const int other = (stage + 1) % S::kStages;
@@ -360,7 +360,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             };
             if constexpr (S::kStages > 1) load_next();
             if (turn == 0) {
-                find(index + 2 * std::int64_t{gridDim.x}, slot == 2 ? 0 : slot + 1);
+                find(index + 2 * gridDim.x, slot == 2 ? 0 : slot + 1);
             }
 
             // Multiply.
@@ -380,8 +380,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                 // And store, where each thread has one tile of outputs after another.
                 if (computes) {
 #pragma unroll 1
-                    for (int row = my_row; row < place.rows;
-                         row += static_cast<int>(problem.thread_tiles[0]) * Rows::kTile) {
+                    for (int row = my_row; row < place.rows; row += down * Rows::kTile) {
                         begin();
                         multiply(row);
 #pragma unroll
@@ -391,7 +390,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                             store_directly(out + place.out + plane * problem.out_strides[1] +
                                                row * problem.out_strides[2] + my_column,
                                            problem.out_strides[2], sums.values[f], place.rows - row,
-                                           place.columns - my_column, out_run);
+                                           place.columns - my_column, out_shape.aligned);
                         }
                     }
                 }
@@ -419,8 +418,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                 }
             }
             if constexpr (S::kStages == 1) {
-                ptx::fence_proxy_async();
-                store.wait_until_read();
+                if constexpr (!S::kDirect) store.wait_until_read();
                 __syncthreads();
                 load_next();
             }
@@ -428,7 +426,36 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             if (stage == 0) parity ^= 1;
         }
     }
-    store.wait_until_read();  // shared memory is gone when the block ends
+    if constexpr (!S::kDirect) store.wait_until_read();  // shared memory goes with the block
+}
+
+// How finished outputs are stored at `out`.
+template <typename S>
+OutShape out_shape_of(const ConvolveProblem& problem, const Cut& cut,
+                      const typename S::Value* out) {
+    using T = typename S::Value;
+    const auto& strides = problem.out_strides;
+    OutShape shape;
+    shape.planes = static_cast<int>(problem.bundles) * S::kFilters;
+    shape.rows = static_cast<int>(problem.row_tiles) * S::Rows::kTile;
+    shape.columns = static_cast<int>(problem.thread_tiles[1]) * S::Columns::kTile;
+    shape.plane_stride = strides[1];
+    shape.row_stride = strides[2];
+    shape.column_stride = strides[3];
+    shape.aligned = longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
+                                   strides, S::kInterleaved);
+    const std::int64_t width = problem.out_size[1], plane = problem.out_size[0] * width;
+    const bool whole_rows = cut.bands[1] == 1 && strides[3] == 1 && strides[2] == width;
+    const bool whole_planes =
+        whole_rows && cut.bands[0] == 1 && strides[1] == plane && S::kBundlesOfGroup == 1;
+    shape.run = strides[3] != 1 ? Run::kElement
+                : whole_planes  ? Run::kAll
+                : whole_rows    ? Run::kPlane
+                                : Run::kRow;
+    shape.run_pitch = PlanarStore<T>::pitch_of(whole_planes ? shape.planes * plane
+                                               : whole_rows ? shape.rows * width
+                                                            : std::int64_t{shape.columns});
+    return shape;
 }
 
 template <typename S>
@@ -442,8 +469,8 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
     const auto* bias = S::kIsGradient ? nullptr : reinterpret_cast<const T*>(addresses[2]);
     auto* out = reinterpret_cast<T*>(addresses[S::kIsGradient ? 2 : 3]);
     const Cut cut = Cut::of<S>(problem);
-    if (cut.tiles > 0x7fffffff) return "depthwise: there are too many tiles";
-    const std::int64_t row = S::kLeft + problem.source_size[1] + S::Columns::kZerosAfter;
+    if (cut.tiles == Cut::kTooMany) return "depthwise: there are too many tiles";
+    const std::int64_t row = problem.source_size[1] + S::Columns::kZerosBetween;
     if (S::kWholeRows && row > problem.row_pitch) return "depthwise: a tile's rows are too short";
     const ConvolveShared<S> parts(problem);
     const int source_run =
@@ -453,12 +480,11 @@ const char* run_convolve(const void* packed, std::size_t packed_bytes,
         plan_rows<T>(static_cast<int>(problem.source_size[1]), source_run,
                      static_cast<int>(problem.source_rows * problem.bundles * S::kChannels),
                      static_cast<int>(problem.threads));
-    const int out_run = longest_run<T>(out, S::kInterleaved ? problem.groups : problem.out_size[1],
-                                       problem.out_strides, S::kInterleaved);
+    const OutShape out_shape = out_shape_of<S>(problem, cut, out);
     return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)),
                   dim3(static_cast<unsigned>(problem.threads)),
                   parts.kHeadBytes + S::kStages * parts.stage * sizeof(T), stream, problem, cut,
-                  source, filter, bias, out, source_plan, out_run);
+                  parts, source, filter, bias, out, source_plan, out_shape);
 }
 
 }  // namespace convsmith::depthwise

@@ -16,12 +16,19 @@ struct Kept {
     using Rows = typename S::Rows;
     using Columns = typename S::Columns;
     float sums[S::kValues] = {};
-    float totals[S::kValues] = {};
+    float totals[S::kHasTotals ? S::kValues : 1] = {};
 
     // Ends a chain of additions: what the sums hold goes to the totals, without loss.
     __device__ __forceinline__ void end_chain() {
+        static_assert(S::kHasTotals);
 #pragma unroll
         for (int i = 0; i < S::kValues; ++i) add_compensated(totals[i], sums[i]);
+    }
+
+    // What all chains have come to; of the last one, what rounding loses of its sum is in the sums.
+    __device__ __forceinline__ double total(int i) const {
+        if constexpr (S::kHasTotals) return double{totals[i]} + double{sums[i]};
+        return sums[i];
     }
 
     // Adds the products of one part of dy. `y` is where the thread's tile of dy begins, of which
@@ -60,10 +67,7 @@ struct Kept {
 #pragma unroll
             for (int row = 0; row < Rows::kExtent; ++row) {
                 const int source = Rows::kFirst + row;
-                if (S::kChecksRows &&
-                    static_cast<unsigned>(first_row + source) >= static_cast<unsigned>(height)) {
-                    continue;
-                }
+                if (S::kChecksRows && !is_within(first_row + source, height)) continue;
                 Window<T, Columns, S::kLead, kPitch> window;
                 window.load(x + c * x_plane_pitch + source * x_row_pitch);
 #pragma unroll
@@ -86,34 +90,38 @@ struct Kept {
     }
 };
 
-// Adds up the sums of all threads of a pair in float64, in a fixed order. A thread holds each of
-// them as a rounded total and what rounding lost. A pair's threads are `step` apart, and begin
-// `pair_step` after those of the pair before.
-template <int kCount>
-__device__ void add_threads(const float (&rounded)[kCount], const float (&lost)[kCount],
-                            double* scratch, double* totals, int pairs, int pair_threads,
-                            int pair_step, int step) {
-    constexpr int kWarp = 32;
+// Adds up what all threads of a pair have summed, in float64 and in a fixed order: first each of a
+// few neighbouring threads its share, then those pairwise. `place` is a thread's among all that
+// have sums, pair by pair; of others it is negative.
+template <typename S>
+__device__ void add_threads(const Kept<S>& mine, double* scratch, double* totals, int pairs,
+                            int pair_threads, int place) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    const int pitch = threads + 1;  // from one value's sums to the next one's, in other banks
+    int log2 = 5;                   // of the threads that add up one value of one pair
+    while (log2 > 0 && (kAtOnce * pairs) << log2 > threads) --log2;
+    const int adders = 1 << log2, adder = thread & (adders - 1);
 #pragma unroll
-    for (int first = 0; first < kCount; first += kAtOnce) {
-        const int count = kCount - first < kAtOnce ? kCount - first : kAtOnce;
+    for (int first = 0; first < S::kValues; first += kAtOnce) {
+        const int count = S::kValues - first < kAtOnce ? S::kValues - first : kAtOnce;
         __syncthreads();  // nobody reads what is in the place of the scratch any more
 #pragma unroll
         for (int i = 0; i < kAtOnce; ++i) {
-            if (i >= count) continue;
-            scratch[i * threads + thread] = double{rounded[first + i]} + double{lost[first + i]};
+            if (i < count && place >= 0) scratch[i * pitch + place] = mine.total(first + i);
         }
         __syncthreads();
-        for (int task = thread / kWarp; task < count * pairs; task += threads / kWarp) {
-            const int i = task % count, pair = task / count;
-            const double* parts = scratch + i * threads + pair * pair_step;
+        const int tasks = count * pairs;
+        for (int begin = 0; begin < tasks; begin += threads >> log2) {
+            const int task = begin + (thread >> log2), i = task % count, pair = task / count;
+            const double* parts = scratch + i * pitch + pair * pair_threads;
             double total = 0;
-            for (int t = thread % kWarp; t < pair_threads; t += kWarp) total += parts[t * step];
-            for (int mask = kWarp / 2; mask > 0; mask /= 2) {
+            if (task < tasks) {
+                for (int t = adder; t < pair_threads; t += adders) total += parts[t];
+            }
+            for (int mask = adders / 2; mask > 0; mask /= 2) {
                 total += ptx::shuffle_xor(total, mask);
             }
-            if (thread % kWarp == 0) totals[pair * kCount + first + i] = total;
+            if (task < tasks && adder == 0) totals[pair * S::kValues + first + i] = total;
         }
     }
     __syncthreads();

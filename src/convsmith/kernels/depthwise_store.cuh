@@ -27,7 +27,8 @@ __device__ __forceinline__ void put_rows(T* to, Pitch row_pitch,
                                          int columns) {
 #pragma unroll
     for (int t = 0; t < kRows; ++t) {
-        if (t < rows) put_row<kRun>(to + t * row_pitch, values[t], columns);
+        if (t < rows) put_row<kRun>(to, values[t], columns);
+        to += row_pitch;
     }
 }
 
@@ -62,7 +63,9 @@ struct OutShape {
     std::int64_t plane_stride, row_stride, column_stride;
     Run run;
     int run_pitch;  // elements from one run to the next in shared memory
-    int aligned;    // each row of the tensor begins at a multiple of so many elements
+    // Each row of the tensor begins at a multiple of so many elements; where planes are
+    // interleaved, the first plane of each pixel does.
+    int aligned;
 };
 
 // A thread's share of storing tiles of one shape that lie planar.
@@ -218,10 +221,9 @@ class PlanarStore {
 template <typename T, int kPlanes>
 class InterleavedStore {
   public:
-    // `run` neighbouring planes can be stored at once.
-    __device__ InterleavedStore(const OutShape& shape, int run)
+    __device__ explicit InterleavedStore(const OutShape& shape)
         : shape_(shape),
-          run_(run == kMost ? kMost : 1),
+          run_(shape.aligned == kMost ? kMost : 1),
           first_(extents(shape, run_).values, static_cast<int>(threadIdx.x),
                  static_cast<int>(blockDim.x)) {}
 

@@ -78,10 +78,9 @@ struct Sums {
 #pragma unroll kUnroll
         for (int row = 0; row < Rows::kExtent; ++row) {
             const int source = Rows::kTapStep > 0 ? Rows::kFirst + row : Rows::kLast - row;
-            if (S::kChecksRows &&
-                static_cast<unsigned>(first_row + source) >= static_cast<unsigned>(height)) {
-                continue;
-            }
+            const bool exists = S::kPlaneRows > 0 ? is_within(source, S::kPlaneRows)
+                                                  : is_within(first_row + source, height);
+            if (S::kChecksRows && !exists) continue;
             SourceWindow window;
             window.load(tile + source * row_pitch);
 #pragma unroll

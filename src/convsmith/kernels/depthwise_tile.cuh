@@ -4,11 +4,19 @@
 // over many tiles of one shape, and divisions would cost more than the rest.
 #pragma once
 
+#include "depthwise_axis.cuh"
 #include "element.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/cp_async.cuh"
 
 namespace convsmith::depthwise {
+
+// Divides `rest` and leaves the remainder in it; quickly where the divisor is one, as many are.
+__device__ __forceinline__ int divide(unsigned& rest, unsigned divisor) {
+    const unsigned quotient = divisor == 1 ? rest : rest / divisor;
+    rest -= quotient * divisor;
+    return static_cast<int>(quotient);
+}
 
 // Nested indices, the last one fastest, that advance by a fixed distance without dividing.
 template <int kDigits>
@@ -58,9 +66,9 @@ __device__ __forceinline__ void move(T* shared, const T* global, bool readable) 
 }
 
 // How a tensor's rows are loaded: each by the copy engine (is_bulk), or `run` neighbouring elements
-// at once by `across` threads.
+// at once by 2 ** across_log2 threads.
 struct RowPlan {
-    int run, across;
+    int run, across_log2;
     bool is_bulk;
 };
 
@@ -72,10 +80,13 @@ template <typename T>
 RowPlan plan_rows(int width, int run, int rows, int threads) {
     constexpr int kWarp = 32, kLeastAcross = 8, kLeastBulkBytes = 512, kBytes = sizeof(T);
     const int runs = width / run;
-    RowPlan best{run, 1, run * kBytes == 16 && width * kBytes >= kLeastBulkBytes};
+    RowPlan best{run, 0, run * kBytes == 16 && width * kBytes >= kLeastBulkBytes};
     double least_turns = 0;
-    for (int across = threads & -threads; across >= 1; across /= 2) {
-        if (across < kLeastAcross && across < runs && best.across > 1) break;
+    int log2 = 0;
+    while (threads % (2 << log2) == 0) ++log2;
+    for (; log2 >= 0; --log2) {
+        const int across = 1 << log2;
+        if (across < kLeastAcross && across < runs && best.across_log2 > 0) break;
         const int rest = runs % across;
         double steps = runs / across;
         if (rest > 0) {
@@ -86,7 +97,7 @@ RowPlan plan_rows(int width, int run, int rows, int threads) {
         const int at_once = threads / across;
         const double turns = steps * ((rows + at_once - 1) / at_once);
         if (least_turns == 0 || turns < least_turns) {
-            best.across = across;
+            best.across_log2 = log2;
             least_turns = turns;
         }
     }
@@ -101,17 +112,7 @@ class RowLoader {
   public:
     // Rows lie row_pitch elements apart in shared memory.
     __device__ RowLoader(int width, RowPlan plan, std::int64_t row_stride, int row_pitch)
-        : width_(width),
-          run_(plan.run),
-          row_pitch_(row_pitch),
-          is_bulk_(arrives_at_barrier(plan)),
-          row_stride_(row_stride) {
-        const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
-        first_column_ = thread % plan.across * run_;
-        column_step_ = plan.across * run_;
-        first_row_ = thread / plan.across;
-        row_step_ = threads / plan.across;
-    }
+        : width_(width), plan_(plan), row_pitch_(row_pitch), row_stride_(row_stride) {}
 
     // Whether rows arrive at a barrier, once a load; else cp_async_wait_all waits for them.
     static __device__ __forceinline__ bool arrives_at_barrier(RowPlan plan) {
@@ -124,34 +125,44 @@ class RowLoader {
                                          std::int64_t plane_stride, int planes, int rows,
                                          ptx::Barrier* barrier) const {
         if constexpr (ptx::kHasBulkCopies) {
-            if (is_bulk_ && threadIdx.x == 0) {
+            if (plan_.is_bulk && threadIdx.x == 0) {
                 ptx::mbarrier_arrive_expect_tx(barrier, planes * rows * width_ * kBytes);
             }
         }
-        // Planes that follow one another like rows are one.
         if (plane_pitch == rows * row_pitch_ && plane_stride == rows * row_stride_) {
-            rows *= planes;
+            rows *= planes;  // planes that follow one another like rows are one
             planes = 1;
         }
-        for (int i = 0; i < planes; ++i) {
-            load_plane(tile, from, rows, barrier);
-            tile += plane_pitch;
-            from += plane_stride;
+        if constexpr (ptx::kHasBulkCopies) {
+            if (plan_.is_bulk) {
+                load_bulk(tile, plane_pitch, from, plane_stride, planes, rows, barrier);
+                return;
+            }
+        }
+        if (plan_.run == kMost) {
+            load_runs<kMost>(tile, plane_pitch, from, plane_stride, planes, rows);
+        } else if (plan_.run == kMost / 2) {
+            load_runs<kMost / 2>(tile, plane_pitch, from, plane_stride, planes, rows);
+        } else if (kMost > 4 && plan_.run == kMost / 4) {
+            load_runs<kMost / 4>(tile, plane_pitch, from, plane_stride, planes, rows);
+        } else {
+            load_runs<1>(tile, plane_pitch, from, plane_stride, planes, rows);
         }
     }
 
-    // Puts zeros before and after each of `rows` rows, where loads leave them alone.
+    // Puts zeros before and after each of `rows` rows of each plane, where loads leave them alone.
     template <int kLeftZeros, int kRightZeros>
-    __device__ __forceinline__ void clear_sides(T* tile, int rows) const {
+    __device__ __forceinline__ void clear_sides(T* tile, int plane_pitch, int planes,
+                                                int rows) const {
         if (kLeftZeros + kRightZeros == 0) return;
-        const int threads = static_cast<int>(blockDim.x);
-        T* first = tile + static_cast<int>(threadIdx.x) * row_pitch_;
-        for (int row = static_cast<int>(threadIdx.x); row < rows; row += threads) {
+        const int gap = plane_pitch - rows * row_pitch_;
+        for (int line = static_cast<int>(threadIdx.x); line < planes * rows;
+             line += static_cast<int>(blockDim.x)) {
+            T* first = tile + line * row_pitch_ + line / rows * gap;
 #pragma unroll
             for (int i = 1; i <= kLeftZeros; ++i) first[-i] = Element<T>::narrow(0);
 #pragma unroll
             for (int i = 0; i < kRightZeros; ++i) first[width_ + i] = Element<T>::narrow(0);
-            first += threads * row_pitch_;
         }
     }
 
@@ -159,49 +170,74 @@ class RowLoader {
     static constexpr int kBytes = sizeof(T);
     static constexpr int kMost = 16 / kBytes;
 
-    __device__ __forceinline__ void load_plane(T* tile, const T* from, int rows,
-                                               ptx::Barrier* barrier) const {
-        if constexpr (ptx::kHasBulkCopies) {
-            if (is_bulk_) {
-                constexpr unsigned kWarp = 32;
-                if (threadIdx.x % kWarp != 0) return;
-                for (int row = static_cast<int>(threadIdx.x / kWarp); row < rows;
-                     row += static_cast<int>(blockDim.x / kWarp)) {
-                    ptx::cp_async_bulk(tile + row * row_pitch_, from + row * row_stride_,
-                                       width_ * kBytes, barrier);
-                }
-                return;
+    __device__ __forceinline__ void load_bulk(T* tile, int plane_pitch, const T* from,
+                                              std::int64_t plane_stride, int planes, int rows,
+                                              ptx::Barrier* barrier) const {
+        constexpr unsigned kWarp = 32;
+        if (threadIdx.x % kWarp != 0) return;
+        for (int plane = 0; plane < planes; ++plane) {
+            for (int row = static_cast<int>(threadIdx.x / kWarp); row < rows;
+                 row += static_cast<int>(blockDim.x / kWarp)) {
+                ptx::cp_async_bulk(tile + row * row_pitch_, from + row * row_stride_,
+                                   width_ * kBytes, barrier);
             }
-        }
-        if (run_ == kMost) {
-            load_runs<kMost>(tile, from, rows);
-        } else if (run_ == kMost / 2) {
-            load_runs<kMost / 2>(tile, from, rows);
-        } else if (kMost > 4 && run_ == kMost / 4) {
-            load_runs<kMost / 4>(tile, from, rows);
-        } else {
-            load_runs<1>(tile, from, rows);
+            tile += plane_pitch;
+            from += plane_stride;
         }
     }
 
     template <int kElements>
-    __device__ __forceinline__ void load_runs(T* tile, const T* corner, int rows) const {
-        const std::int64_t from_step = row_step_ * row_stride_;
-        for (int column = first_column_; column < width_; column += column_step_) {
-            const T* from = corner + first_row_ * row_stride_ + column;
-            T* to = tile + first_row_ * row_pitch_ + column;
-#pragma unroll 2
-            for (int row = first_row_; row < rows; row += row_step_) {
-                move<kElements>(to, from, true);
-                from += from_step;
-                to += row_step_ * row_pitch_;
+    __device__ __forceinline__ void load_runs(T* tile, int plane_pitch, const T* corner,
+                                              std::int64_t plane_stride, int planes,
+                                              int rows) const {
+        const int thread = static_cast<int>(threadIdx.x);
+        const int row_step = static_cast<int>(blockDim.x) >> plan_.across_log2;
+        int first_row = thread >> plan_.across_log2, first_plane = 0;
+        // Whole planes at once where all of their rows are; else one after another.
+        int planes_at_once = 0;
+        if (planes > 1) {
+            for (int line = row_step; line >= rows; line -= rows) ++planes_at_once;
+        }
+        if (planes_at_once > 0) {
+            for (; first_row >= rows; first_row -= rows) ++first_plane;
+            if (first_plane >= planes_at_once) return;
+        }
+        tile += first_plane * plane_pitch + first_row * row_pitch_;
+        corner += first_plane * plane_stride + first_row * row_stride_;
+        const int across = 1 << plan_.across_log2;
+        for (int run = thread & (across - 1); run * kElements < width_; run += across) {
+            const T* from = corner + run * kElements;
+            T* to = tile + run * kElements;
+            if (planes_at_once > 0) {
+                copy<kElements>(to, planes_at_once * plane_pitch, from,
+                                planes_at_once * plane_stride, first_plane, planes, planes_at_once);
+                continue;
+            }
+            for (int plane = 0; plane < planes; ++plane) {
+                copy<kElements>(to, row_step * row_pitch_, from, row_step * row_stride_, first_row,
+                                rows, row_step);
+                to += plane_pitch;
+                from += plane_stride;
             }
         }
     }
 
-    int width_, run_, row_pitch_;
-    bool is_bulk_;
-    int first_column_, column_step_, first_row_, row_step_;
+    // One run of every `step`th row or plane from `first` on.
+    template <int kElements>
+    static __device__ __forceinline__ void copy(T* to, int to_step, const T* from,
+                                                std::int64_t from_step, int first, int end,
+                                                int step) {
+#pragma unroll 2
+        for (int i = first; i < end; i += step) {
+            move<kElements>(to, from, true);
+            from += from_step;
+            to += to_step;
+        }
+    }
+
+    int width_;
+    RowPlan plan_;
+    int row_pitch_;
     std::int64_t row_stride_;
 };
 
@@ -294,10 +330,6 @@ class TileLoader {
                 }
             }
         }
-    }
-
-    static __device__ __forceinline__ bool is_within(int place, int extent) {
-        return static_cast<unsigned>(place) < static_cast<unsigned>(extent);
     }
 
     int height_, width_, run_, runs_, run_stride_;

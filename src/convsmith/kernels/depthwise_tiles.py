@@ -83,8 +83,8 @@ def thread_tile(spec: ConvSpec) -> Pair:
 
     Four neighbouring columns make loads of 16 bytes without bank conflicts. Where there are
     more taps than a thread keeps in registers, eight columns share each tap that is loaded.
-    Seven rows divide the planes of most networks with large filters. An input gradient's tile
-    holds whole strides.
+    Seven rows divide the planes of most networks with large filters, and two columns those whose
+    rows are not multiples of four. An input gradient's tile holds whole strides.
     """
     taps = math.prod(spec.weight_shape[2:])
     if spreads_taps(spec):
@@ -92,10 +92,15 @@ def thread_tile(spec: ConvSpec) -> Pair:
     if spec.direction is Direction.GRAD_WEIGHT:
         rows = 4 if taps <= 25 else 7
         columns = 2 if taps > 25 and spec.output_shape[3] <= 16 else 4
-        return min(rows, max(1, terms_of_a_chain(spec) // 4)), columns
+        while rows > 1 and rows * columns > terms_of_a_chain(spec):
+            rows = -(-rows // 2)
+        return rows, columns
     rows, columns = (8, 4) if taps <= 25 else (7, 4) if taps <= MOST_KEPT_TAPS else (7, 8)
+    height, width = computed(spec)[2][2:]
     if spec.direction is Direction.FORWARD and max(spec.stride) > 1:
         rows, columns = (7, 2) if taps <= 25 else (4, 4)
+    elif (rows, columns) == (7, 4) and width % 4 == 2 and width < 32 and spec.dtype.itemsize == 4:
+        rows, columns = 14 if -(-height // 7) % 2 == 0 else 7, 2
     while rows > 2 and rows * columns * thread_filters(spec) > MOST_TILE:
         rows = -(-rows // 2)
     if spec.direction is Direction.GRAD_INPUT:
@@ -106,10 +111,11 @@ def thread_tile(spec: ConvSpec) -> Pair:
     return rows, columns
 
 
-def block_of(spec: ConvSpec) -> tuple[int, int]:
+def block_of(spec: ConvSpec, has_totals: bool = True) -> tuple[int, int]:
     """(most threads of a block, blocks that share a multiprocessor), as measured on an H200.
 
-    Together they say how many registers a thread has: 65536 over their product.
+    Together they say how many registers a thread has: 65536 over their product. Threads of a
+    weight gradient do with fewer where they have no totals beside their sums.
     """
     taps = math.prod(spec.weight_shape[2:])
     has_narrow_groups = spec.weight_shape[1] > 1 or thread_filters(spec) > 1
@@ -118,7 +124,7 @@ def block_of(spec: ConvSpec) -> tuple[int, int]:
             return 256, 2
         if has_narrow_groups:
             return 128, 4
-        return (256, 3) if taps <= 9 else (128, 4) if taps <= 25 else (128, 3)
+        return (256, 3) if taps <= 9 else (128, 4) if taps <= 25 or not has_totals else (128, 3)
     if has_narrow_groups:
         return 256, 2
     if taps <= 9 and max(spec.stride) > 1:
@@ -173,8 +179,9 @@ def terms_of_a_chain(spec: ConvSpec) -> int:
     """How many terms of a weight gradient are added in float32 before the sum is put by.
 
     A chain of n additions errs like the square root of n / 2 roundings. PyTorch adds the terms
-    of a tap in 256 chains and then pairwise, about 9 + terms / 512 in place of n / 2; half of
-    that is allowed here, so that the largest error stays below PyTorch's as well.
+    of a tap in 256 chains and then pairwise, about log2(256) + terms / 512 in place of n / 2, or
+    log2(terms) where there are fewer. Half of that is allowed here, so that the largest error
+    stays below PyTorch's as well.
     """
     terms = spec.input_shape[0] * math.prod(spec.output_size)
-    return 8 + terms // 512
+    return min(8, round(math.log2(terms))) + terms // 512

@@ -5,6 +5,7 @@
 // both, what a block sums is added up in float64 and rounded once.
 #pragma once
 
+#include <algorithm>
 #include <type_traits>
 
 #include "depthwise_kept.cuh"
@@ -17,13 +18,14 @@ namespace convsmith::depthwise {
 // Tiles hold whole rows, or any part of planes, as in Convolution.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps, bool kTakesWholeRows, int kTogether, int kTileStages, int kMostThreads,
-          int kResidentBlocks>
+          bool kSpreadsTaps, bool kKeepsTotals, bool kTakesWholeRows, int kTogether,
+          int kTileStages, int kMostThreads, int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
     static constexpr bool kIsWeightGradient = true;
     static constexpr bool kIsGradient = false;
     static constexpr bool kSpreads = kSpreadsTaps;
+    static constexpr bool kHasTotals = kKeepsTotals;  // else all of a thread's are one chain
     static constexpr int kR = R, kS = S;
     static constexpr int kStrideH = kStrideH_, kStrideW = kStrideW_;
     static constexpr int kDilationH = kDilationH_, kDilationW = kDilationW_;
@@ -72,15 +74,23 @@ struct WeightProblem {
     std::int64_t splits;  // parts that images and rows are cut into
     std::int64_t chain;  // between two compensated additions: kept, parts of dy; spread, rows of dy
     std::int64_t x_rows, x_row_pitch;  // of the tile of x in shared memory: rows, and columns
-    std::int64_t y_row_pitch;          // columns of the tile of dy
-    std::int64_t threads;              // of a block
+    std::int64_t x_plane_pitch,
+        x_elements;            // elements from one plane of it to the next, and of all
+    std::int64_t y_row_pitch;  // columns of the tile of dy
+    std::int64_t threads;      // of a block
 };
 
 // How the work is cut, in numbers of parts.
 struct WeightCut {
     int filter_blocks, channel_blocks;  // of a group
     int bundles, sets, bands[2];
-    std::int64_t items;
+    std::int64_t items;  // images times bands
+    int share, longer;   // items of a split, and how many of the splits have one more
+
+    // dy as it is loaded: where parts are planes without gaps, each plane is one row.
+    struct Loaded {
+        std::int64_t size[2], strides[4], row_pitch;
+    } y;
 
     template <typename S>
     static WeightCut of(const WeightProblem& problem) {
@@ -95,6 +105,18 @@ struct WeightCut {
         cut.bands[0] = parts(problem.y_size[0], problem.part_size[0]);
         cut.bands[1] = parts(problem.y_size[1], problem.part_size[1]);
         cut.items = problem.images * cut.bands[0] * cut.bands[1];
+        cut.share = static_cast<int>(cut.items / problem.splits);
+        cut.longer = static_cast<int>(cut.items % problem.splits);
+        const auto& size = problem.y_size;
+        const auto& strides = problem.y_strides;
+        cut.y = {{size[0], size[1]},
+                 {strides[0], strides[1], strides[2], strides[3]},
+                 problem.y_row_pitch};
+        if (S::kWholeRows && cut.bands[0] == 1 && strides[2] == size[1] &&
+            problem.y_row_pitch == size[1]) {
+            const std::int64_t plane = size[0] * size[1];
+            cut.y = {{1, plane}, {strides[0], strides[1], plane, 1}, plane};
+        }
         return cut;
     }
 
@@ -120,8 +142,38 @@ __host__ __device__ int y_tile_rows(const WeightProblem& problem) {
     return S::kWholeRows && height < rows ? height : rows;
 }
 
-// Where a part of dy and the x that it meets lie in the tensors, for the planes of a block; and
-// what of it exists.
+// What one block sums: some bundles, of some items.
+struct WeightShare {
+    int split, first_item, items;
+    int first_bundle, bundles;
+    int x_planes, y_planes;  // that exist
+    std::int64_t x, y;       // where the first ones begin
+
+    template <typename S>
+    static __device__ WeightShare of(const WeightProblem& problem, const WeightCut& cut,
+                                     unsigned block) {
+        WeightShare share;
+        share.split = divide(block, cut.sets);
+        share.first_item = share.split * cut.share + min(share.split, cut.longer);
+        share.items = cut.share + (share.split < cut.longer ? 1 : 0);
+        share.first_bundle = static_cast<int>(block) * static_cast<int>(problem.bundles);
+        share.bundles = min(static_cast<int>(problem.bundles), cut.bundles - share.first_bundle);
+        // Planes past a group's last channel or filter do not exist; a block then has one bundle.
+        const auto bundle = cut.bundle<S>(problem, share.first_bundle);
+        const std::int64_t channel = bundle.group * problem.channels + bundle.first_channel;
+        const std::int64_t filter = bundle.group * problem.filters + bundle.first_filter;
+        share.x_planes = static_cast<int>(min(std::int64_t{share.bundles} * S::kChannels,
+                                              problem.groups * problem.channels - channel));
+        share.y_planes = static_cast<int>(
+            min(share.bundles * problem.bundle_filters, problem.groups * problem.filters - filter));
+        share.x = channel * problem.x_strides[1];
+        share.y = filter * problem.y_strides[1];
+        return share;
+    }
+};
+
+// Where an item's part of dy and the x that it meets lie in the tensors, for the planes of a block;
+// and what of it exists.
 struct WeightPlace {
     std::int64_t x, y;            // where the first elements are
     int x_row, x_column, x_rows;  // of x: what is in memory, which may begin outside
@@ -129,14 +181,18 @@ struct WeightPlace {
     int rows, columns;            // of dy, that exist
 
     template <typename S>
-    static __device__ WeightPlace of(const WeightProblem& problem, const WeightCut& cut, int item) {
+    static __device__ WeightPlace of(const WeightProblem& problem, const WeightCut& cut,
+                                     const WeightShare& share, int item) {
         using Rows = typename S::Rows;
         const auto y_rows = static_cast<int>(problem.part_size[0]);
         const auto y_columns = static_cast<int>(problem.part_size[1]);
-        const int bands = cut.bands[0] * cut.bands[1], image = item / bands;
+        auto rest = static_cast<unsigned>(share.first_item + item);
+        const unsigned bands_across = cut.bands[1];
+        const int image = divide(rest, cut.bands[0] * bands_across);
+        const int band = divide(rest, bands_across);
         WeightPlace place;
-        place.y_row = item % bands / cut.bands[1] * y_rows;
-        place.y_column = item % cut.bands[1] * y_columns;
+        place.y_row = band * y_rows;
+        place.y_column = static_cast<int>(rest) * y_columns;
         place.rows = min(y_rows, static_cast<int>(problem.y_size[0]) - place.y_row);
         place.columns = min(y_columns, static_cast<int>(problem.y_size[1]) - place.y_column);
         const int met = place.y_row * S::kStrideH - Rows::kOffset;
@@ -145,9 +201,9 @@ struct WeightPlace {
         place.x_rows = min(met + met_rows, static_cast<int>(problem.x_size[0])) - place.x_row;
         place.x_column =
             S::kWholeRows ? 0 : place.y_column * S::kStrideW - S::Columns::kOffset - S::kLead;
-        place.x = image * problem.x_strides[0] + place.x_row * problem.x_strides[2] +
+        place.x = share.x + image * problem.x_strides[0] + place.x_row * problem.x_strides[2] +
                   place.x_column * problem.x_strides[3];
-        place.y = image * problem.y_strides[0] + place.y_row * problem.y_strides[2] +
+        place.y = share.y + image * problem.y_strides[0] + place.y_row * problem.y_strides[2] +
                   place.y_column * problem.y_strides[3];
         return place;
     }
@@ -160,21 +216,20 @@ template <typename S>
 struct WeightShared {
     struct Head {
         ptx::Barrier barriers[S::kStages];  // at which bulk copies to a stage arrive
-        WeightPlace places[3];              // of the last part, this one and the next
+        WeightShare share;
+        WeightPlace places[3];  // of the last item, this one and the next
     };
     static constexpr int kHeadBytes = 256;
     static_assert(sizeof(Head) <= kHeadBytes);
     std::size_t totals_bytes;
     int y, stage;
 
-    __host__ __device__ explicit WeightShared(const WeightProblem& problem) {
+    explicit WeightShared(const WeightProblem& problem) {
         using T = typename S::Value;
         const std::int64_t pairs = problem.bundles * problem.bundle_filters;
-        const std::int64_t x =
-            problem.bundles * S::kChannels * problem.x_rows * problem.x_row_pitch;
-        const std::int64_t sums = kAtOnce * problem.threads * sizeof(double) / sizeof(T);
+        const std::int64_t sums = kAtOnce * (problem.threads + 1) * sizeof(double) / sizeof(T);
         totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
-        y = static_cast<int>((x + 7) / 8 * 8);
+        y = static_cast<int>((problem.x_elements + 7) / 8 * 8);
         const std::int64_t both = y + pairs * y_tile_rows<S>(problem) * problem.y_row_pitch;
         stage = static_cast<int>(((both > sums ? both : sums) + 7) / 8 * 8);
     }
@@ -205,7 +260,7 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem,
 // the results go to their tensors at once.
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
-    weight_gradient(const WeightProblem problem, const WeightCut cut,
+    weight_gradient(const WeightProblem problem, const WeightCut cut, const WeightShared<S> parts,
                     const typename S::Value* __restrict__ upstream,
                     const typename S::Value* __restrict__ input,
                     typename S::Value* __restrict__ gradient,
@@ -216,33 +271,32 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     using Columns = typename S::Columns;
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
 
-    // Find this block's bundles, and its share of images and bands.
-    const WeightShared<S> parts(problem);
     auto& head = *shared_memory<typename WeightShared<S>::Head>();
     auto* totals = reinterpret_cast<double*>(shared_memory<unsigned char>() + parts.kHeadBytes);
     T* shared = reinterpret_cast<T*>(reinterpret_cast<unsigned char*>(totals) + parts.totals_bytes);
-    const int split = static_cast<int>(blockIdx.x) / cut.sets;
-    const int first_bundle =
-        (static_cast<int>(blockIdx.x) - split * cut.sets) * static_cast<int>(problem.bundles);
-    const int bundles_here = min(static_cast<int>(problem.bundles), cut.bundles - first_bundle);
-    const auto first_item = static_cast<int>(cut.items * split / problem.splits);
-    const auto items = static_cast<int>(cut.items * (split + 1) / problem.splits) - first_item;
+    const WeightShare& share = head.share;
     const int filters = static_cast<int>(problem.bundle_filters);
-    const int pairs = bundles_here * filters;
 
-    // A thread's place: a pair of a bundle and a filter, and there its tile.
-    const int pair_threads = static_cast<int>(problem.pair_threads[0] * problem.pair_threads[1]);
-    const int my_pair = S::kInterleaved ? thread % S::kColumnPitch : thread / pair_threads;
-    const int of_pair = S::kInterleaved ? thread / S::kColumnPitch : thread % pair_threads;
-    const int my_row = of_pair / static_cast<int>(problem.pair_threads[1]);
-    const int my_column = of_pair % static_cast<int>(problem.pair_threads[1]);
-    const bool computes = my_pair < pairs && of_pair < pair_threads;
+    // A thread's place: a pair of a bundle and a filter, and there its tile. With kept sums,
+    // threads of the same rows of neighbouring pairs follow one another: they meet the same rows
+    // that do not exist.
+    const int down = static_cast<int>(problem.pair_threads[0]);
+    const int across = static_cast<int>(problem.pair_threads[1]);
+    const int pair_threads = down * across;
+    const int all_pairs = static_cast<int>(problem.bundles) * filters;
+    const int of_pairs = S::kInterleaved ? thread / S::kColumnPitch : thread;
+    const int line = of_pairs / across, my_column = of_pairs % across;
+    const int my_pair = S::kInterleaved ? thread % S::kColumnPitch
+                        : S::kSpreads   ? line / down
+                                        : line % all_pairs;
+    const int my_row = S::kInterleaved ? line : S::kSpreads ? line % down : line / all_pairs;
+    const int of_pair = my_row * across + my_column;
 
     // What the tiles of x and dy are.
     const int pitch = S::kColumnPitch;
     const int x_row_pitch = static_cast<int>(problem.x_row_pitch) * pitch;
     const int y_row_pitch = static_cast<int>(problem.y_row_pitch) * pitch;
-    const int x_plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.x_rows) * x_row_pitch;
+    const int x_plane_pitch = S::kInterleaved ? 1 : static_cast<int>(problem.x_plane_pitch);
     const int y_rows = static_cast<int>(problem.part_size[0]);
     const int y_plane_pitch = S::kInterleaved ? 1 : y_tile_rows<S>(problem) * y_row_pitch;
     const int height = static_cast<int>(problem.x_size[0]);
@@ -261,30 +315,21 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         static_cast<int>(problem.x_row_pitch), problem.x_size, problem.x_strides, x_plan);
     const auto y_loader =
         loader_of(static_cast<int>(problem.bundles) * filters, y_rows,
-                  static_cast<int>(problem.y_row_pitch), problem.y_size, problem.y_strides, y_plan);
+                  static_cast<int>(cut.y.row_pitch), cut.y.size, cut.y.strides, y_plan);
 
-    // Planes past a group's last channel or filter do not exist; a block then has one bundle.
-    const auto bundle = cut.bundle<S>(problem, first_bundle);
-    const std::int64_t first_channel = bundle.group * problem.channels + bundle.first_channel;
-    const std::int64_t first_filter = bundle.group * problem.filters + bundle.first_filter;
-    const int x_planes = static_cast<int>(min(std::int64_t{bundles_here} * S::kChannels,
-                                              problem.groups * problem.channels - first_channel));
-    const int y_planes =
-        static_cast<int>(min(std::int64_t{pairs}, problem.groups * problem.filters - first_filter));
-    const T* first_x = input + first_channel * problem.x_strides[1];
-    const T* first_y = upstream + first_filter * problem.y_strides[1];
     const auto load = [&](const WeightPlace& place, int stage_index) {
         T* stage = shared + stage_index * parts.stage;
         if constexpr (S::kWholeRows) {
             ptx::Barrier* barrier = head.barriers + stage_index;
-            x_loader.load(stage + S::kLeft, x_plane_pitch, first_x + place.x, problem.x_strides[1],
-                          x_planes, place.x_rows, barrier);
-            y_loader.load(stage + parts.y, y_plane_pitch, first_y + place.y, problem.y_strides[1],
-                          y_planes, place.rows, barrier);
+            x_loader.load(stage + S::kLeft, x_plane_pitch, input + place.x, problem.x_strides[1],
+                          share.x_planes, place.x_rows, barrier);
+            y_loader.load(stage + parts.y, y_plane_pitch, upstream + place.y, problem.y_strides[1],
+                          share.y_planes, min(place.rows, static_cast<int>(cut.y.size[0])),
+                          barrier);
         } else {
-            x_loader.load(stage, first_x + place.x, place.x_row, place.x_column, x_planes);
-            y_loader.load(stage + parts.y, first_y + place.y, place.y_row, place.y_column,
-                          y_planes);
+            x_loader.load(stage, input + place.x, place.x_row, place.x_column, share.x_planes);
+            y_loader.load(stage + parts.y, upstream + place.y, place.y_row, place.y_column,
+                          share.y_planes);
         }
     };
 
@@ -296,8 +341,8 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             RowLoader<T>::arrives_at_barrier(x_plan) + RowLoader<T>::arrives_at_barrier(y_plan);
         for (int i = 0; i < S::kStages; ++i) {
             x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
-                shared + i * parts.stage + S::kLeft,
-                static_cast<int>(problem.bundles * problem.x_rows) * S::kChannels);
+                shared + i * parts.stage + S::kLeft, x_plane_pitch,
+                static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows));
         }
     }
     if (thread == 0 && arrivals > 0) {
@@ -305,14 +350,17 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         ptx::fence_mbarrier_init();
     }
     const auto find = [&](int item, int slot) {
-        if (thread == 0 && item < items) {
-            head.places[slot] = WeightPlace::of<S>(problem, cut, first_item + item);
+        if (thread == 0 && item < share.items) {
+            head.places[slot] = WeightPlace::of<S>(problem, cut, share, item);
         }
     };
+    if (thread == 0) head.share = WeightShare::of<S>(problem, cut, blockIdx.x);
     find(0, 0);
-    find(1, 1);
     __syncthreads();
+    const int items = share.items, pairs = share.bundles * filters;
+    const bool computes = my_pair < pairs && my_row < down;
     if (items > 0) load(head.places[0], 0);
+    find(1, 1);
 
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
     Mine mine;
@@ -322,11 +370,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         const WeightPlace& place = head.places[slot];
         slot = slot == 2 ? 0 : slot + 1;
         ptx::cp_async_wait_all();
-        if (arrivals > 0) {
-            ptx::mbarrier_wait(head.barriers + stage, parity);
-            ptx::fence_proxy_async();
-        }
-        __syncthreads();  // the stage is full, and nobody reads the other one any more
+        if (arrivals > 0) ptx::mbarrier_wait(head.barriers + stage, parity);
+        // The stage is full, and nobody reads the other one any more: copies may overwrite what has
+        // been read without a fence.
+        __syncthreads();
         T* x_tile = shared + stage * parts.stage;
         stage = (stage + 1) % S::kStages;
         if (stage == 0) parity ^= 1;
@@ -344,7 +391,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
-                         my_row, static_cast<int>(problem.pair_threads[0]), chain);
+                         my_row, down, chain);
                 if (bias_gradient != nullptr) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
@@ -353,8 +400,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             } else {
                 const int column = my_column * Columns::kTile;
 #pragma unroll 1
-                for (int row = my_row * Rows::kTile; row < place.rows;
-                     row += static_cast<int>(problem.pair_threads[0]) * Rows::kTile) {
+                for (int row = my_row * Rows::kTile; row < place.rows; row += down * Rows::kTile) {
                     const int first_row = (place.y_row + row) * S::kStrideH;
                     mine.add(x_plane + (first_row - place.x_row) * x_row_pitch +
                                  my_column * Columns::kAdvance * pitch,
@@ -364,32 +410,31 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                 }
             }
         }
-        if constexpr (!S::kSpreads) {
+        if constexpr (S::kHasTotals && !S::kSpreads) {
             if (++parts_of_chain == chain) {
                 mine.end_chain();
                 parts_of_chain = 0;
             }
         }
         if (S::kStages == 1 && done + 1 < items) {
-            ptx::fence_proxy_async();
             __syncthreads();
             load(head.places[slot], 0);
         }
     }
     auto* scratch = reinterpret_cast<double*>(shared);
     if constexpr (S::kSpreads) {
-        add_spread(mine, scratch, totals, bundles_here, static_cast<int>(problem.pair_threads[0]));
+        add_spread(mine, scratch, totals, share.bundles, down);
     } else {
-        add_threads(mine.totals, mine.sums, scratch, totals, pairs, pair_threads,
-                    S::kInterleaved ? 1 : pair_threads, pitch);
+        add_threads(mine, scratch, totals, pairs, pair_threads,
+                    computes ? my_pair * pair_threads + of_pair : -1);
     }
 
     // Hand the totals on.
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
-    double* part = partial + split * (count + problem.groups * problem.filters);
+    double* part = partial + share.split * (count + problem.groups * problem.filters);
     for (int i = thread; i < pairs * S::kValues; i += threads) {
         const int pair = i / S::kValues;
-        place_value<S>(problem, cut.bundle<S>(problem, first_bundle + pair / filters),
+        place_value<S>(problem, cut.bundle<S>(problem, share.first_bundle + pair / filters),
                        pair % filters, i % S::kValues,
                        [&](bool is_bias, std::int64_t number, std::int64_t place) {
                            if (is_bias && bias_gradient == nullptr) return;
@@ -445,7 +490,7 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     const WeightCut cut = WeightCut::of<S>(problem);
     const std::int64_t blocks = cut.sets * problem.splits;
     if (blocks > 0x7fffffff || cut.items > 0x7fffffff) return "depthwise: there are too many tiles";
-    const std::int64_t row = S::kLeft + problem.x_size[1] + S::Columns::kZerosAfter;
+    const std::int64_t row = problem.x_size[1] + S::Columns::kZerosBetween;
     if (S::kWholeRows && row > problem.x_row_pitch) return "depthwise: a tile's rows are too short";
     const WeightShared<S> parts(problem);
     const auto plan = [&](const T* tensor, const std::int64_t (&size)[2],
@@ -457,13 +502,14 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     };
     const RowPlan x_plan = plan(input, problem.x_size, problem.x_strides,
                                 problem.x_rows * problem.bundles * S::kChannels);
-    const RowPlan y_plan = plan(upstream, problem.y_size, problem.y_strides,
-                                problem.part_size[0] * problem.bundles * problem.bundle_filters);
-    const char* error =
-        launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
-               dim3(static_cast<unsigned>(problem.threads)),
-               parts.kHeadBytes + parts.totals_bytes + S::kStages * parts.stage * sizeof(T), stream,
-               problem, cut, upstream, input, gradient, bias_gradient, partial, x_plan, y_plan);
+    const RowPlan y_plan = plan(
+        upstream, cut.y.size, cut.y.strides,
+        std::min(problem.part_size[0], cut.y.size[0]) * problem.bundles * problem.bundle_filters);
+    const char* error = launch(
+        weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
+        dim3(static_cast<unsigned>(problem.threads)),
+        parts.kHeadBytes + parts.totals_bytes + S::kStages * parts.stage * sizeof(T), stream,
+        problem, cut, parts, upstream, input, gradient, bias_gradient, partial, x_plan, y_plan);
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);

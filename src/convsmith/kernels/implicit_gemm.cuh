@@ -95,6 +95,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
              tile += static_cast<int>(gridDim.x)) {
+            store.prepare(TileWalk<S>(problem, tile).tile());
             multiplier.multiply();
             turn.begin();
             store.store(TileWalk<S>(problem, tile).tile(), multiplier.sums);
@@ -123,7 +124,7 @@ const char* run(const void* packed_problem, std::size_t packed_bytes,
     auto* out = reinterpret_cast<T*>(addresses[address_count - 2]);
     const std::uintptr_t workspace = addresses[address_count - 1];
     auto* packed = reinterpret_cast<Operand*>(workspace);
-    if (addresses[address_count - 2] % (4 * sizeof(T)) != 0) problem.stores_vectors = 0;
+    if (addresses[address_count - 2] % 32 != 0) problem.stores_pairs = 0;
     const std::int64_t padded =
         (problem.filters + S::kFilters - 1) / S::kFilters * S::kFilters * problem.groups;
     auto* unscale = reinterpret_cast<float*>(

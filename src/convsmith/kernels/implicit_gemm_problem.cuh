@@ -44,7 +44,7 @@ struct Problem {
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
     std::int64_t tiles[2];        // of outputs, down all images and across
-    std::int64_t stores_vectors;  // rows of the output are whole vectors of four elements
+    std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
     std::int64_t blocks;          // of the grid
 };
@@ -64,7 +64,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kAtOnce_, int kAhead_, int kStageTaps_>
+          int kAhead_, int kStageTaps_>
 struct Specialisation {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -78,7 +78,8 @@ struct Specialisation {
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
     // A loading thread copies kAtOnce vectors at once, a group, kAhead such groups before it looks
     // at them. (For 16-bit values it has to wait.)
-    static constexpr int kAtOnce = kAtOnce_, kAhead = kAhead_;
+    static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
+    static constexpr int kAhead = kAhead_;
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
     static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of two halves each

@@ -51,43 +51,69 @@ class Store {
                                             warp * Shared<S>::kStagingBytes);
     }
 
-    template <int kValues>
-    __device__ __forceinline__ void store(const Tile& tile, const float (&sums)[2][kValues]) {
-        const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+    // Begins to read what the sums of a tile are multiplied with and what is added to them.
+    __device__ __forceinline__ void prepare(const Tile& tile) {
         const auto filters = static_cast<int>(problem_.filters);
-        const int first_filter =
-            tile.first_filter + (S::kSplitsFilters ? warpgroup_ * kRowsOfBlock : 0) + warp * 16;
-        const std::int64_t first_channel = tile.group * problem_.filters;
+        const float* unscale = unscale_ + tile.group * filter_blocks<S>(problem_) * S::kFilters;
 #pragma unroll
         for (int eight = 0; eight < 2; ++eight) {
-            const int first = first_filter + eight * 8;
-            if (first >= filters) return;
-            // Values 4 j + 2 eight and the next one are of this filter.
-            const int filter = min(first + lane_ / 4, filters - 1);
-            const float factor =
-                unscale_[tile.group * filter_blocks<S>(problem_) * S::kFilters + filter];
-            const float bias =
-                bias_ == nullptr
-                    ? 0.0f
-                    : static_cast<float>(Element<T>::widen(bias_[first_channel + filter]));
+            const int filter = min(first_filter(tile) + eight * 8 + lane_ / 4, filters - 1);
+            factors_[eight] = unscale[filter];
+            biases_[eight] = bias_ == nullptr ? 0.0f
+                                              : static_cast<float>(Element<T>::widen(
+                                                    bias_[tile.group * problem_.filters + filter]));
+        }
+    }
+
+    template <int kValues>
+    __device__ __forceinline__ void store(const Tile& tile, const float (&sums)[2][kValues]) {
+        const auto filters = static_cast<int>(problem_.filters);
+        const std::int64_t first_channel = tile.group * problem_.filters;
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < 2; ++half) {
+            const Corner corner = corner_of(tile, half);
+#pragma unroll
+            for (int eight = 0; eight < 2; ++eight) {
+                const int first = first_filter(tile) + eight * 8;
+                if (first >= filters) continue;
+                T* plane = out_ + (first_channel + first) * problem_.out_strides[1] +
+                           corner.first_image * problem_.out_strides[0];
+                const int count = min(filters - first, 8);
+                if (problem_.stores_pairs != 0) {
+                    store_pairs(plane, corner, count, eight, sums[half]);
+                    continue;
+                }
                 auto* to = reinterpret_cast<Vector<float, 2>*>(
                     staging_ + lane_ / 4 * Shared<S>::kStagingPitch + lane_ % 4 * 2);
 #pragma unroll
-                for (int j = 0; j < kValues / 4; ++j) {
-                    const float* from = sums[half] + 4 * j + 2 * eight;
-                    to[4 * j] = {factor * from[0] + bias, factor * from[1] + bias};
-                }
+                for (int j = 0; j < kValues / 4; ++j) to[4 * j] = pair(sums[half], j, eight);
                 ptx::warp_sync();
-                store_rows(tile, half, out_ + (first_channel + first) * problem_.out_strides[1],
-                           min(filters - first, 8));
+                if (problem_.stores_runs != 0) {
+                    store_runs(plane, corner, count);
+                } else {
+                    store_scattered(plane, corner, count);
+                }
                 ptx::warp_sync();
             }
         }
     }
 
   private:
+    // Of this warp's 16, of which a thread's values are of two, 8 apart.
+    __device__ __forceinline__ int first_filter(const Tile& tile) const {
+        const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+        return tile.first_filter + (S::kSplitsFilters ? warpgroup_ * kRowsOfBlock : 0) + warp * 16;
+    }
+
+    // Neighbouring pixels 8 j + 2 (lane % 4) and the next one.
+    template <int kValues>
+    __device__ __forceinline__ Vector<float, 2> pair(const float (&sums)[kValues], int j,
+                                                     int eight) const {
+        const float* from = sums + 4 * j + 2 * eight;
+        return {factors_[eight] * from[0] + biases_[eight],
+                factors_[eight] * from[1] + biases_[eight]};
+    }
+
     // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
     static constexpr int kNone = INT_MIN;
 
@@ -122,40 +148,49 @@ class Store {
                       : kNone;
     }
 
-    // Stores `count` rows of staging: a half's pixels of filters from `plane` on.
-    __device__ __forceinline__ void store_rows(const Tile& tile, int half, T* plane, int count) {
-        const Corner corner = corner_of(tile, half);
-        plane += corner.first_image * problem_.out_strides[0];
-        if (problem_.stores_vectors != 0) {
-            store_vectors(plane, place_of(corner, lane_ * kVectorPixels), count);
-        } else if (problem_.stores_runs != 0) {
-            store_runs(plane, corner, count);
-        } else {
-            store_scattered(plane, corner, count);
+    static constexpr int kVectorPixels = kHalf / 32;
+
+    // Rows of the output are whole sectors of 32 bytes, which eight neighbours of a filter fill,
+    // and four threads have: they store them at once.
+    template <int kValues>
+    __device__ __forceinline__ void store_pairs(T* plane, const Corner& corner, int count,
+                                                int eight, const float (&sums)[kValues]) const {
+        if (lane_ / 4 >= count) return;
+        T* out = plane + lane_ / 4 * problem_.out_strides[1];
+        const int column = corner.column + lane_ % 4 * 2;
+        const int columns = static_cast<int>(problem_.out_size[1]);
+        if (problem_.half_columns != 8) {
+            const int place = place_of(corner, lane_ % 4 * 2);
+            if (place == kNone) return;
+            out += place;
+#pragma unroll
+            for (int j = 0; j < kValues / 4; ++j) {
+                if (column + 8 * j < columns) store_pair(out + 8 * j, pair(sums, j, eight));
+            }
+        } else if (column < columns) {
+            out += column;
+            int row = corner.row, image = corner.first_image;
+            T* there = out + row * problem_.out_strides[2];
+#pragma unroll
+            for (int j = 0; j < kValues / 4; ++j) {
+                if (row < static_cast<int>(problem_.out_size[0]) &&
+                    image < static_cast<int>(problem_.images)) {
+                    store_pair(there, pair(sums, j, eight));
+                }
+                there += problem_.out_strides[2];
+                if (++row == tall_out_) {
+                    row = 0;
+                    ++image;
+                    out += problem_.out_strides[0];
+                    there = out;
+                }
+            }
         }
     }
 
-    static constexpr int kVectorPixels = kHalf / 32;
-
-    // Rows are whole vectors of kVectorPixels, one for each lane.
-    __device__ __forceinline__ void store_vectors(T* plane, int place, int count) const {
-        if (place == kNone) return;
-        T* out = plane + place;
-        const float* row = staging_ + lane_ * kVectorPixels;
-#pragma unroll
-        for (int f = 0; f < 8; ++f) {
-            if (f < count) {
-                const auto values = *reinterpret_cast<const Vector<float, kVectorPixels>*>(
-                    row + f * Shared<S>::kStagingPitch);
-                Vector<T, kVectorPixels> narrow;
-#pragma unroll
-                for (int i = 0; i < kVectorPixels; ++i) {
-                    narrow.values[i] = Element<T>::narrow(values.values[i]);
-                }
-                *reinterpret_cast<Vector<T, kVectorPixels>*>(out) = narrow;
-                out += problem_.out_strides[1];
-            }
-        }
+    static __device__ __forceinline__ void store_pair(T* out, const Vector<float, 2>& values) {
+        *reinterpret_cast<Vector<T, 2>*>(out) = {Element<T>::narrow(values.values[0]),
+                                                 Element<T>::narrow(values.values[1])};
     }
 
     // A half is a run of neighbours: but for its ends it is stored in whole sectors of 32 bytes,
@@ -203,6 +238,7 @@ class Store {
     const float* unscale_;
     T* out_;
     float* staging_;
+    float factors_[2], biases_[2];
     int warpgroup_, lane_, tall_out_;
 };
 

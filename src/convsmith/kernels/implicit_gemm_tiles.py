@@ -1,0 +1,250 @@
+"""How the implicit_gemm family cuts a convolution into tiles, and shares shared memory out."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.kernels.implicit_gemm_times import rounds, tile_us
+from convsmith.spec import ConvSpec, Pair, Precision
+
+ROWS_OF_BLOCK = 64
+HALF = 128
+VECTOR = 8
+SECTOR_BYTES = 32
+WGMMA_TERMS = 16
+MOST_STAGES = 32
+LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
+MOST_BYTES_AHEAD, FEWEST_BYTES_AHEAD = 42 * 1024, 9 * 1024  # of loads on their way
+MOST_TAPS = 512
+SHARED_BYTES = 227 * 1024
+STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
+LEAST_GROUP_CHANNELS = 8
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two halves of a tile, of 128 pixels each.
+
+    Args:
+        columns: of a half: 8, and 16 rows; or 128, and one row.
+        down, right: from the first half to the second.
+    """
+
+    columns: int
+    down: int
+    right: int
+
+    @property
+    def rows(self) -> int:
+        """Of both halves together."""
+        return HALF // self.columns + self.down
+
+    @property
+    def width(self) -> int:
+        """Columns of both halves together."""
+        return self.columns + self.right
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a half is many short rows."""
+        return self.columns < HALF
+
+
+SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
+
+    Args:
+        products: of 16-bit operands that make one.
+        unfolds: each channel and tap is a channel of its own, and the only tap.
+        splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
+        shape: of the two halves of a tile.
+        tall_height: padded input rows of an image.
+        phases: of the stride, that taps meet.
+        patch_rows, pitch: of each phase of a patch, in pixels.
+        channel_blocks, block_channels: patches of a tile, and channels of a patch.
+        ahead: groups of vectors that a loading thread has on their way.
+        patch_stages, weight_stages, stage_taps: of the rings in shared memory.
+        weights_stay: the ring of weights holds all of them.
+        stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
+        stores_pairs, stores_runs: how sums are stored; neither: one by one.
+        tiles: of outputs, down all images and across.
+        blocks: of the grid.
+        shared_bytes: of a block.
+        workspace_bytes: packed weights.
+    """
+
+    products: int
+    splits_filters: bool
+    unfolds: bool
+    shape: Halves
+    tall_height: int
+    phases: Pair
+    patch_rows: int
+    pitch: int
+    channel_blocks: int
+    block_channels: int
+    ahead: int
+    patch_stages: int
+    weight_stages: int
+    weights_stay: bool
+    stores_in_turn: bool
+    stores_pairs: bool
+    stores_runs: bool
+    stage_taps: int
+    padded_taps: int
+    tiles: Pair
+    blocks: int
+    shared_bytes: int
+    workspace_bytes: int
+
+
+def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
+    """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
+    forward = forward_of(spec)
+    products = 3 if spec.precision is Precision.FLOAT32 else 1
+    # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
+    for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
+        attempts = [
+            attempt(forward, products, multiprocessors, splits_filters, shape) for shape in SHAPES
+        ]
+        fitting = [one for one in attempts if one is not None]
+        if fitting:
+            return min(fitting, key=lambda one: rounds(forward, one) * tile_us(forward, one))
+    return None
+
+
+def attempt(
+    spec: Forward,
+    products: int,
+    multiprocessors: int,
+    splits_filters: bool,
+    shape: Halves,
+) -> Configuration | None:
+    """One tiling, or None where it does not fit into shared memory."""
+    kernel = spec.kernel
+    parts = 2 if products == 3 else 1
+    tile = (shape.rows * (1 if splits_filters else 2), shape.width)
+    unfolds = spec.channels < LEAST_GROUP_CHANNELS
+    channels = unfolded_channels(spec) if unfolds else spec.channels
+    taps = 1 if unfolds else math.prod(kernel)
+    stride = spec.stride[0]
+    phases, reach = [1, 1], [0, 0]
+    if not unfolds:
+        for axis, (one, step, dilation) in enumerate(
+            zip(kernel, spec.stride, spec.dilation, strict=True)
+        ):
+            phases[axis] = met = min(one, step // math.gcd(step, dilation))
+            reach[axis] = max(
+                (r * dilation - (r % met) * dilation % step) // step for r in range(one)
+            )
+    patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
+    pixels = math.prod(phases) * patch_rows * pitch
+    needed = (spec.out_size[0] - 1) * stride + (kernel[0] - 1) * spec.dilation[0] + 1
+    tall_height = -(-needed // stride) * stride
+    if unfolds:
+        tall_height = spec.out_size[0] * stride
+    rings = 2 if splits_filters else 1
+    block_filters = ROWS_OF_BLOCK * rings
+    filter_blocks = -(-spec.filters // block_filters)
+    stage_taps = choose_stage_taps(taps)
+    padded_taps = -(-taps // stage_taps) * stage_taps
+    itemsize = spec.itemsize
+    at_once = 1 if itemsize == 4 and not unfolds else 2
+    group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
+    tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
+    for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
+        channel_blocks = -(-channels // block_channels)
+        stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
+        all_stages = channel_blocks * padded_taps // stage_taps
+        stay = weight_stages == 0
+        if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
+            continue
+        weight_stages = all_stages if stay else weight_stages
+        shared = head_bytes(unfolds) + STAGING_BYTES + tables
+        shared += patch_stages * parts * block_channels * 2 * pixels
+        shared += rings * weight_stages * stage_bytes
+        left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + group_bytes)
+        ahead = left // group_bytes - 1
+        if ahead * group_bytes < FEWEST_BYTES_AHEAD:
+            continue
+        shared += (ahead + 1) * group_bytes
+        tiles = (
+            -(-spec.batch * (tall_height // stride) // tile[0]),
+            -(-spec.out_size[1] // tile[1]),
+        )
+        padded = spec.groups * filter_blocks * block_filters
+        packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
+        return Configuration(
+            products=products,
+            splits_filters=splits_filters,
+            unfolds=unfolds,
+            shape=shape,
+            tall_height=tall_height,
+            phases=(phases[0], phases[1]),
+            patch_rows=patch_rows,
+            pitch=pitch,
+            channel_blocks=channel_blocks,
+            block_channels=block_channels,
+            ahead=ahead,
+            patch_stages=patch_stages,
+            weight_stages=weight_stages,
+            weights_stay=stay,
+            stores_in_turn=channel_blocks == 1 and itemsize == 4,
+            stores_pairs=stores_pairs(spec, shape),
+            stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
+            stage_taps=stage_taps,
+            padded_taps=padded_taps,
+            tiles=tiles,
+            blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
+            shared_bytes=shared,
+            workspace_bytes=packed + 4 * padded,
+        )
+    return None
+
+
+def unfolded_channels(spec: Forward) -> int:
+    """Channels of each tap, where there are few: a filter row's taps fill whole vectors."""
+    rows, columns = spec.kernel
+    return spec.channels * rows * -(-columns // VECTOR) * VECTOR
+
+
+def rings_to_try(channels: int, taps: int) -> list[tuple[int, int, int]]:
+    """(channels of a patch, patches, stages of weights; 0 for all), the best first.
+
+    Of a single tap, several instructions' channels make a patch, so that it is worth a barrier.
+    """
+    whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
+    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if taps == 1 else [16]
+    return [
+        (block, patches, weights)
+        for choice in ((4, 3), (2,), (1,))
+        for block in blocks
+        for weights in (0, 4, 3, 2)
+        for patches in choice
+    ]
+
+
+def head_bytes(unfolds: bool) -> int:
+    """kHeadBytes of Shared in implicit_gemm_problem.cuh."""
+    head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 8 * 4
+    head += 4 * MOST_TAPS + 3 * 4 * (MOST_TAPS if unfolds else 1)
+    return -(-head // 128) * 128
+
+
+def stores_pairs(forward: Forward, shape: Halves) -> bool:
+    """Whether threads store pairs of neighbours: of rows of whole sectors, or in short rows."""
+    *others, columns = forward.out_strides
+    whole = 2 if shape.is_narrow else SECTOR_BYTES // forward.itemsize
+    aligned = all(step % whole == 0 for step in others)
+    return columns == 1 and forward.out_size[1] % 2 == 0 and aligned
+
+
+def choose_stage_taps(taps: int) -> int:
+    """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
+    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.1 / one))

@@ -1,0 +1,81 @@
+"""How long the implicit_gemm family takes, as fitted to an H100: what the planner weighs."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.roofline import Ceilings
+from convsmith.spec import ConvSpec
+
+if TYPE_CHECKING:
+    from convsmith.kernels.implicit_gemm_tiles import Configuration
+
+BEGIN_AND_END_MS = 0.012
+PACK_MS_PER_TERM = 1.2e-6  # of a filter
+SHARE_OF_MEMORY = 0.85
+
+# Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512.
+TILE_OUTPUTS = 128 * 256
+LONG_ROW = 128
+H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
+SHARE_OF_RATE = 0.9
+# Vectors that are loaded, by the number of products: of long rows, and of short ones.
+LONG_ROWS = {1: 480.0, 3: 210.0}
+SHORT_ROWS = {1: 420.0, 3: 185.0}
+STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
+STORE_LONG, STORE_LONG_UNALIGNED = 8.5, 11.0
+STORE_SHORT, STORE_SHORT_UNALIGNED, STORE_SINGLE = 11.0, 18.0, 25.0
+STORE_16_BITS = 0.7  # of the time of 32
+SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of long ones
+OVERLAP = 0.5  # of the second longest of a tile's three parts
+
+
+def predicted_ms(
+    spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
+) -> float:
+    """Time of ``spec``: memory, or the tiles that a multiprocessor goes over, one after another."""
+    forward = forward_of(spec)
+    rate = ceilings.fp16_TFLOPs / multiprocessors / H100_FP16_TFLOPS_PER_MULTIPROCESSOR
+    last = store_us(forward, configuration)
+    tiles_ms = (rounds(forward, configuration) * tile_us(forward, configuration, rate) + last) / 1e3
+    memory_ms = spec.bytes_moved / (SHARE_OF_MEMORY * ceilings.copy_TBps * 1e9)
+    terms = forward.channels * math.prod(forward.kernel)
+    return max(tiles_ms, memory_ms) + BEGIN_AND_END_MS + PACK_MS_PER_TERM * terms
+
+
+def rounds(forward: Forward, configuration: Configuration) -> int:
+    """Tiles that a block goes over, the longest."""
+    filters = 128 if configuration.splits_filters else 64
+    tiles = math.prod(configuration.tiles) * forward.groups * -(-forward.filters // filters)
+    return -(-tiles // configuration.blocks)
+
+
+def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
+    """Time of a tile: of multiplying, loading and storing the longest, and part of the second."""
+    terms = configuration.channel_blocks * configuration.block_channels * configuration.padded_taps
+    operations = 2 * TILE_OUTPUTS * terms * configuration.products
+    tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
+    vectors = configuration.channel_blocks * configuration.block_channels // 8
+    vectors *= math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
+    per_us = (SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS)[configuration.products]
+    if forward.in_strides[3] != 1:
+        per_us *= STRIDED_VECTORS_SHARE
+    *_, second, longest = sorted(
+        (operations / (tera * 1e6), vectors / per_us, store_us(forward, configuration))
+    )
+    of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
+    return (longest + OVERLAP * second) * (SHORT_ROWS_OF_LONG if of_long else 1)
+
+
+def store_us(forward: Forward, configuration: Configuration) -> float:
+    """Time of storing a tile."""
+    aligned = all(step % 8 == 0 for step in forward.out_strides[:3])
+    if configuration.stores_pairs and configuration.shape.is_narrow:
+        time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
+    elif configuration.stores_pairs or configuration.stores_runs:
+        time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
+    else:
+        time = STORE_SINGLE
+    return time * (STORE_16_BITS if forward.itemsize == 2 else 1)
