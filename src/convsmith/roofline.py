@@ -48,6 +48,13 @@ MEASURED = {
         fp16_TFLOPs=760.2,
         bf16_TFLOPs=787.1,
     ),
+    "NVIDIA H100 80GB HBM3": Ceilings(
+        copy_TBps=3.018,
+        fp32_TFLOPs=51.8,
+        tf32_TFLOPs=410.0,
+        fp16_TFLOPs=760.0,
+        bf16_TFLOPs=785.0,
+    ),
 }
 
 # Operations per clock and multiprocessor by compute capability: float32 units, and dense fp16

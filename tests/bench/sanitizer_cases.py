@@ -156,12 +156,16 @@ def families_of(spec: ConvSpec) -> list[str]:
 
 def classes() -> Iterator[tuple[Case, float]]:
     """Every case in every precision class of its dtype, which is set, and its tolerance."""
-    for case in CASES:
-        torch.backends.cudnn.allow_tf32 = False
-        yield case, TOLERANCE[case.dtype]
-        if case.dtype is FLOAT32:
-            torch.backends.cudnn.allow_tf32 = True
-            yield case, TF32_TOLERANCE
+    before = torch.backends.cudnn.allow_tf32
+    try:
+        for case in CASES:
+            torch.backends.cudnn.allow_tf32 = False
+            yield case, TOLERANCE[case.dtype]
+            if case.dtype is FLOAT32:
+                torch.backends.cudnn.allow_tf32 = True
+                yield case, TF32_TOLERANCE
+    finally:
+        torch.backends.cudnn.allow_tf32 = before
 
 
 def draw(case: Case) -> tuple[list[Tensor], dict[str, Tensor]]:

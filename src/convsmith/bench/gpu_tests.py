@@ -12,7 +12,7 @@ from pathlib import Path
 from convsmith.bench.record import Tests
 from convsmith.errors import ConvSmithError
 
-_MOST_PROCESSES = 8  # each has its own memory on the GPU
+_MOST_PROCESSES = 16  # each has its own memory on the GPU
 
 
 def run(tests: Path) -> Tests:

@@ -67,7 +67,7 @@ def _modules_of(family: ModuleType) -> list[ModuleType]:
 def _is_part(module: str) -> bool:
     """Whether a module is a part of some family: kernels/ has them as <family>_<part>.py."""
     package, _, name = module.rpartition(".")
-    return package == kernels.__name__ and name.partition("_")[0] in FAMILIES and "_" in name
+    return package == kernels.__name__ and name.startswith(tuple(f"{one}_" for one in FAMILIES))
 
 
 def _needed(source: str) -> set[str]:

@@ -89,7 +89,7 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
             *(*spec.input_strides, *spec.output_strides, *strides),
             *(configuration.bundles, configuration.bundle_filters, *configuration.part),
             *(*configuration.thread_tiles, configuration.splits, configuration.chain),
-            *astuple(configuration.source),
+            *astuple(configuration.loaded),
             *(configuration.upstream_columns, configuration.threads),
         )
         return struct.pack(f"{len(numbers)}q", *numbers)
@@ -99,7 +99,7 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
         *(batch, spec.groups, *source_shape[2:], *out_shape[2:]),
         *(*source_strides, *out_strides, group_filters * strides[0], *planes, *strides[2:]),
         *(configuration.bundles, *configuration.thread_tiles, configuration.row_tiles),
-        *(*astuple(configuration.source), configuration.threads, configuration.blocks),
+        *(*astuple(configuration.loaded), configuration.threads, configuration.blocks),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -124,7 +124,8 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     by_row = f"{outputs}, {sums}, {str(sums_by_row(spec)).lower()}"
     direct = str(configuration.direct).lower()
     kind = f"{whole_rows}, {configuration.plane_rows}, {together}, {direct}"
-    return (f"{space}Convolution<{is_gradient}, {element}, {numbers}, {by_row}, {kind}, {last}>",)
+    what = f"{is_gradient}, {element}, {numbers}, {by_row}, {kind}"
+    return (f"{space}Convolution<{what}, {last}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

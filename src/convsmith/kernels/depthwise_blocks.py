@@ -35,7 +35,7 @@ MOST_WORKSPACE_BYTES = 64 * 2**20
 
 @dataclass(frozen=True)
 class SourceTile:
-    """A block's tile of x (or dy) in shared memory, in elements (pixels, of interleaved planes).
+    """A block's tile of x (or dy) in shared memory, in elements; pixels, of interleaved planes.
 
     Args:
         rows: of a plane.
@@ -60,7 +60,7 @@ class Configuration:
         spreads: a weight gradient whose threads own taps.
         has_totals: a weight gradient whose threads add in more than one chain.
         whole_rows: tiles hold whole rows, as they lie in memory.
-        plane_rows: rows of a source plane, where a thread's tile is as high as the output; or 0.
+        plane_rows: of a source plane, where a thread's tile is as high as the output; or 0.
         direct: threads store their outputs where they belong.
         together: planes of a channels_last tensor that lie interleaved in shared memory, or 1.
         stages: tiles that are in shared memory at once.
@@ -70,7 +70,7 @@ class Configuration:
         thread_tiles: threads of a block down and across a plane.
         row_tiles: rows of threads' tiles that a block's tile has.
         part: weight gradient: rows and columns of dy in shared memory at once.
-        source: the tile of x (or dy) in shared memory.
+        loaded: the tile of x (or dy) in shared memory.
         upstream_columns: weight gradient: of the tile of dy.
         threads: of a block.
         tiles: that all blocks go over; of a weight gradient parts of dy.
@@ -96,7 +96,7 @@ class Configuration:
     thread_tiles: Pair
     row_tiles: int
     part: Pair
-    source: SourceTile
+    loaded: SourceTile
     upstream_columns: int
     threads: int
     tiles: int
@@ -135,12 +135,12 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             fitting = min(threads // math.prod(thread_tiles), most_bundles, bundles_of_image)
             bundles = even_part(bundles_of_image, max(1, fitting))
         size = (row_tiles, thread_tiles[1])
-        source = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
+        loaded = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
         vector = 16 // itemsize
         run = thread_tiles[1] * tile[1]
         run = run if together > 1 else (run + 2 * vector - 2) // vector * vector
         out = 0 if direct else filters * thread_tiles[0] * tile[0] * run
-        tile_size = up_to_eights(max(source.elements, bundles * out))
+        tile_size = up_to_eights(max(loaded.elements, bundles * out))
         filter_size = up_to_eights(bundles * channels * spec.weight_shape[2] * filter_row)
         tiles = out_shape[0] * -(-bundles_of_image // bundles)
         for extent, count, one in zip(out_shape[2:], size, tile, strict=True):
@@ -164,7 +164,7 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration:
             thread_tiles=thread_tiles,
             row_tiles=row_tiles,
             part=(0, 0),
-            source=source,
+            loaded=loaded,
             upstream_columns=0,
             threads=block_threads,
             tiles=tiles,
@@ -228,10 +228,10 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             fitting = threads // (filters * pair_threads) if one_bundle_each else 1
             bundles = even_part(all_bundles, max(1, min(fitting, most_bundles)))
         if spreads:
-            source = SourceTile(down, pitch, down * pitch, bundles * down * pitch)
+            loaded = SourceTile(down, pitch, down * pitch, bundles * down * pitch)
         else:
             size = (row_tiles, thread_tiles[1])
-            source = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
+            loaded = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
         upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
         width = spec.output_size[1]
         if whole_rows and width % math.gcd(tile[1], vector) == 0:
@@ -245,7 +245,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         chain = max(1, terms_of_a_chain(spec) // terms_at_once)
         values = channels * math.prod(kernel_size) + 1
         totals = -(-bundles * filters * values * 8 // 16) * 16
-        x = up_to_eights(source.elements)
+        x = up_to_eights(loaded.elements)
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
         y = bundles * filters * y_rows * upstream_columns
         scratch = 8 * (block_threads + 1) * 8 // itemsize
@@ -276,7 +276,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
             thread_tiles=thread_tiles,
             row_tiles=row_tiles,
             part=part,
-            source=source,
+            loaded=loaded,
             upstream_columns=upstream_columns,
             threads=block_threads,
             tiles=sets * items,
@@ -307,11 +307,12 @@ def best_of(
 ) -> Configuration:
     """The block that takes the least time, of all that fit into shared memory.
 
-    What counts, as measured on an H100: the share of a multiprocessor's threads that is at work,
-    until the last one has ended; and what a thread multiplies between two barriers, at which it
-    waits as long as ``waits`` products take, or less with a second stage. Both count the more, the
-    more terms a sum has, for else memory takes the time. Then, of the source rows that a block
-    loads, how many are its own; a tenth more time for parts of rows, and a little for small blocks.
+    What counts, as measured on an H100: the share of a multiprocessor's threads that is at
+    work, until the last one has ended; and what a thread multiplies between two barriers, at
+    which it waits as long as ``waits`` products take, or less with a second stage. Both count
+    the more, the more terms a sum has, for else memory takes the time. Then, of the source rows
+    that a block loads, how many are its own; a tenth more time for parts of rows, and a little
+    for small blocks.
     Where none fits into shared memory, the block that takes the least of it is returned.
     """
     is_weight_gradient = spec.direction is Direction.GRAD_WEIGHT
@@ -328,7 +329,7 @@ def best_of(
         turns = -(-one.blocks // multiprocessors) * -(-one.tiles // one.blocks)
         busy = min(at_work / most, 1) * one.tiles / (turns * multiprocessors)
         products = taps * one.thread_filters * math.prod(one.tile) * one.row_tiles
-        own_rows = min(one.row_tiles * one.tile[0] * steps / one.source.rows, 1)
+        own_rows = min(one.row_tiles * one.tile[0] * steps / one.loaded.rows, 1)
         if one.spreads:
             products, own_rows = products * math.prod(one.part), 1.0
         waits = 32 if one.stages == 1 else 16 if is_weight_gradient else 0
@@ -394,7 +395,7 @@ def source_tile(
     channels: int,
     whole_rows: bool,
 ) -> SourceTile:
-    """The tile that the threads of a block read, of ``bundles`` with ``channels`` planes each."""
+    """The tile that a block's threads read, of ``bundles`` with ``channels`` planes each."""
     rows, columns = axes
     planes, vector = bundles * channels, 16 // spec.dtype.itemsize
     down, across = (
@@ -420,14 +421,14 @@ def source_tile(
     least = -(-(width + max(after, -columns.first)) // step) * step
     pitch, plane = in_other_banks(least, step), None
     if math.prod(spec.weight_shape[2:]) > MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
-        # Loads have no conflicts where each line of threads goes on in the bank after the last one
-        # of the line before: a plane, or a row of threads' tiles, further on.
+        # Loads have no conflicts where each line of threads goes on in the bank after the last
+        # one of the line before: a plane, or a row of threads' tiles, further on.
         banks = 128 // spec.dtype.itemsize
         line = thread_tiles[1] * columns.advance % banks
         if bundles > 1:
             pitch = least
             plane = in_bank(line, banks, down * pitch, step, channels)
-        elif spec.direction is not Direction.GRAD_WEIGHT:  # which has little shared memory to spare
+        elif spec.direction is not Direction.GRAD_WEIGHT:  # which has no shared memory to spare
             pitch = in_bank(line, banks, least, step, rows.advance) or pitch
     plane = plane or down * pitch
     before = columns.first % vector - columns.first
@@ -437,12 +438,12 @@ def source_tile(
 
 
 def in_other_banks(pitch: int, step: int) -> int:
-    """``pitch`` rounded up to an odd number of steps: neighbouring rows begin in other banks."""
+    """``pitch`` rounded up to an odd number of steps: next rows begin in other banks."""
     return pitch + step * (pitch // step % 2 == 0)
 
 
 def in_bank(bank: int, banks: int, least: int, step: int, times: int) -> int | None:
-    """The first pitch from ``least`` on, in steps, of which ``times`` as much ends in ``bank``."""
+    """The first pitch from ``least`` on, in steps, whose ``times``-fold ends in ``bank``."""
     pitches = range(least, least + banks, step)
     return next((one for one in pitches if times * one % banks == bank), None)
 

@@ -83,8 +83,8 @@ def thread_tile(spec: ConvSpec) -> Pair:
 
     Four neighbouring columns make loads of 16 bytes without bank conflicts. Where there are
     more taps than a thread keeps in registers, eight columns share each tap that is loaded.
-    Seven rows divide the planes of most networks with large filters, and two columns those whose
-    rows are not multiples of four. An input gradient's tile holds whole strides.
+    Seven rows divide the planes of most networks with large filters, and two columns those
+    whose rows are not multiples of four. An input gradient's tile holds whole strides.
     """
     taps = math.prod(spec.weight_shape[2:])
     if spreads_taps(spec):
@@ -97,9 +97,10 @@ def thread_tile(spec: ConvSpec) -> Pair:
         return rows, columns
     rows, columns = (8, 4) if taps <= 25 else (7, 4) if taps <= MOST_KEPT_TAPS else (7, 8)
     height, width = computed(spec)[2][2:]
+    itemsize = spec.dtype.itemsize
     if spec.direction is Direction.FORWARD and max(spec.stride) > 1:
         rows, columns = (7, 2) if taps <= 25 else (4, 4)
-    elif (rows, columns) == (7, 4) and width % 4 == 2 and width < 32 and spec.dtype.itemsize == 4:
+    elif (rows, columns) == (7, 4) and width % 4 == 2 and width < 32 and itemsize == 4:
         rows, columns = 14 if -(-height // 7) % 2 == 0 else 7, 2
     while rows > 2 and rows * columns * thread_filters(spec) > MOST_TILE:
         rows = -(-rows // 2)
@@ -179,9 +180,9 @@ def terms_of_a_chain(spec: ConvSpec) -> int:
     """How many terms of a weight gradient are added in float32 before the sum is put by.
 
     A chain of n additions errs like the square root of n / 2 roundings. PyTorch adds the terms
-    of a tap in 256 chains and then pairwise, about log2(256) + terms / 512 in place of n / 2, or
-    log2(terms) where there are fewer. Half of that is allowed here, so that the largest error
-    stays below PyTorch's as well.
+    of a tap in 256 chains and then pairwise, about log2(256) + terms / 512 in place of n / 2,
+    or log2(terms) where there are fewer. Half of that is allowed here, so that the largest
+    error stays below PyTorch's as well.
     """
     terms = spec.input_shape[0] * math.prod(spec.output_size)
     return min(8, round(math.log2(terms))) + terms // 512

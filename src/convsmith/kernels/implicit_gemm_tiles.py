@@ -111,7 +111,7 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
         attempts = [
-            attempt(forward, products, multiprocessors, splits_filters, shape) for shape in SHAPES
+            attempt(forward, products, multiprocessors, splits_filters, one) for one in SHAPES
         ]
         fitting = [one for one in attempts if one is not None]
         if fitting:

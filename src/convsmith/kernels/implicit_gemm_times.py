@@ -53,13 +53,15 @@ def rounds(forward: Forward, configuration: Configuration) -> int:
 
 
 def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
-    """Time of a tile: of multiplying, loading and storing the longest, and part of the second."""
-    terms = configuration.channel_blocks * configuration.block_channels * configuration.padded_taps
+    """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
+    channels = configuration.channel_blocks * configuration.block_channels
+    terms = channels * configuration.padded_taps
     operations = 2 * TILE_OUTPUTS * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
-    vectors = configuration.channel_blocks * configuration.block_channels // 8
-    vectors *= math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
-    per_us = (SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS)[configuration.products]
+    pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
+    vectors = channels // 8 * pixels
+    rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
+    per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
         per_us *= STRIDED_VECTORS_SHARE
     *_, second, longest = sorted(
