@@ -7,12 +7,12 @@ import struct
 
 import torch
 
+from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import forward_of
 from convsmith.kernels.implicit_gemm_tiles import (
     LEAST_GROUP_CHANNELS,
     MOST_TAPS,
     VECTOR,
-    Configuration,
     unfolded_channels,
 )
 from convsmith.kernels.implicit_gemm_tiles import configure as configure

@@ -3,105 +3,24 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
-from convsmith.spec import ConvSpec, Pair, Precision
+from convsmith.spec import ConvSpec, Precision
 
 ROWS_OF_BLOCK = 64
-HALF = 128
 VECTOR = 8
 SECTOR_BYTES = 32
 WGMMA_TERMS = 16
 MOST_STAGES = 32
 LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
-MOST_BYTES_AHEAD, FEWEST_BYTES_AHEAD = 42 * 1024, 9 * 1024  # of loads on their way
+MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
+FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
-
-
-@dataclass(frozen=True)
-class Halves:
-    """The two halves of a tile, of 128 pixels each.
-
-    Args:
-        columns: of a half: 8, and 16 rows; or 128, and one row.
-        down, right: from the first half to the second.
-    """
-
-    columns: int
-    down: int
-    right: int
-
-    @property
-    def rows(self) -> int:
-        """Of both halves together."""
-        return HALF // self.columns + self.down
-
-    @property
-    def width(self) -> int:
-        """Columns of both halves together."""
-        return self.columns + self.right
-
-    @property
-    def is_narrow(self) -> bool:
-        """Whether a half is many short rows."""
-        return self.columns < HALF
-
-
-SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
-
-
-@dataclass(frozen=True)
-class Configuration:
-    """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
-
-    Args:
-        products: of 16-bit operands that make one.
-        unfolds: each channel and tap is a channel of its own, and the only tap.
-        splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
-        shape: of the two halves of a tile.
-        tall_height: padded input rows of an image.
-        phases: of the stride, that taps meet.
-        patch_rows, pitch: of each phase of a patch, in pixels.
-        channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: groups of vectors that a loading thread has on their way.
-        patch_stages, weight_stages, stage_taps: of the rings in shared memory.
-        weights_stay: the ring of weights holds all of them.
-        stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
-        stores_pairs, stores_runs: how sums are stored; neither: one by one.
-        tiles: of outputs, down all images and across.
-        blocks: of the grid.
-        shared_bytes: of a block.
-        workspace_bytes: packed weights.
-    """
-
-    products: int
-    splits_filters: bool
-    unfolds: bool
-    shape: Halves
-    tall_height: int
-    phases: Pair
-    patch_rows: int
-    pitch: int
-    channel_blocks: int
-    block_channels: int
-    ahead: int
-    patch_stages: int
-    weight_stages: int
-    weights_stay: bool
-    stores_in_turn: bool
-    stores_pairs: bool
-    stores_runs: bool
-    stage_taps: int
-    padded_taps: int
-    tiles: Pair
-    blocks: int
-    shared_bytes: int
-    workspace_bytes: int
 
 
 def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:

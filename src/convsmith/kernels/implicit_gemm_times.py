@@ -3,14 +3,11 @@
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
 
+from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
-
-if TYPE_CHECKING:
-    from convsmith.kernels.implicit_gemm_tiles import Configuration
 
 BEGIN_AND_END_MS = 0.012
 PACK_MS_PER_TERM = 1.2e-6  # of a filter
@@ -25,8 +22,11 @@ SHARE_OF_RATE = 0.9
 LONG_ROWS = {1: 480.0, 3: 210.0}
 SHORT_ROWS = {1: 420.0, 3: 185.0}
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
-STORE_LONG, STORE_LONG_UNALIGNED = 8.5, 11.0
-STORE_SHORT, STORE_SHORT_UNALIGNED, STORE_SINGLE = 11.0, 18.0, 25.0
+STORE_LONG = 8.5
+STORE_LONG_UNALIGNED = 11.0
+STORE_SHORT = 11.0
+STORE_SHORT_UNALIGNED = 18.0
+STORE_SINGLE = 25.0
 STORE_16_BITS = 0.7  # of the time of 32
 SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of long ones
 OVERLAP = 0.5  # of the second longest of a tile's three parts

@@ -1,0 +1,90 @@
+"""What is decided when the implicit_gemm family cuts a convolution into tiles."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convsmith.spec import Pair
+
+HALF = 128  # pixels
+
+
+@dataclass(frozen=True)
+class Halves:
+    """The two halves of a tile, of 128 pixels each.
+
+    Args:
+        columns: of a half: 8, and 16 rows; or 128, and one row.
+        down, right: from the first half to the second.
+    """
+
+    columns: int
+    down: int
+    right: int
+
+    @property
+    def rows(self) -> int:
+        """Of both halves together."""
+        return HALF // self.columns + self.down
+
+    @property
+    def width(self) -> int:
+        """Columns of both halves together."""
+        return self.columns + self.right
+
+    @property
+    def is_narrow(self) -> bool:
+        """Whether a half is many short rows."""
+        return self.columns < HALF
+
+
+SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+
+
+@dataclass(frozen=True)
+class Configuration:
+    """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
+
+    Args:
+        products: of 16-bit operands that make one.
+        unfolds: each channel and tap is a channel of its own, and the only tap.
+        splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
+        shape: of the two halves of a tile.
+        tall_height: padded input rows of an image.
+        phases: of the stride, that taps meet.
+        patch_rows, pitch: of each phase of a patch, in pixels.
+        channel_blocks, block_channels: patches of a tile, and channels of a patch.
+        ahead: groups of vectors that a loading thread has on their way.
+        patch_stages, weight_stages, stage_taps: of the rings in shared memory.
+        weights_stay: the ring of weights holds all of them.
+        stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
+        stores_pairs, stores_runs: how sums are stored; neither: one by one.
+        tiles: of outputs, down all images and across.
+        blocks: of the grid.
+        shared_bytes: of a block.
+        workspace_bytes: packed weights.
+    """
+
+    products: int
+    splits_filters: bool
+    unfolds: bool
+    shape: Halves
+    tall_height: int
+    phases: Pair
+    patch_rows: int
+    pitch: int
+    channel_blocks: int
+    block_channels: int
+    ahead: int
+    patch_stages: int
+    weight_stages: int
+    weights_stay: bool
+    stores_in_turn: bool
+    stores_pairs: bool
+    stores_runs: bool
+    stage_taps: int
+    padded_taps: int
+    tiles: Pair
+    blocks: int
+    shared_bytes: int
+    workspace_bytes: int
