@@ -11,12 +11,10 @@ from pathlib import Path
 import pytest
 
 from convsmith.bench import record
-from convsmith.bench.selections import Selection
 from convsmith.bench.validate import faults, staleness
-from convsmith.spec import Direction
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-RECORDS = sorted({*RESULTS.glob("*.json"), RESULTS / "h200.json"})
+RECORDS = sorted({*RESULTS.glob("*.json"), RESULTS / "h100-80gb-hbm3.json"})
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -25,39 +23,45 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
     assert reason is None, reason
 
 
-# What the record of the H200 lacks, said openly. The next record has to do without each of these.
+# What the record of the H100 lacks, said openly. The next record has to do without each of these.
 #
-# - 52 of its GPU tests failed to import `expecttest`, which that machine did not have: those that
-#   run PyTorch's own test material (contract/test_module_material.py, contract/test_opinfo.py).
-#   No other test failed.
-# - One weight gradient, each element a sum of 49 terms, has a largest error 3% above PyTorch's. Its
-#   rms error is 17% below.
-# - Most layers with groups=1 were not measured again. Of `direct`, which ran six of their rows
-#   before, only the place of its code for compensated sums changed. Its GPU tests passed.
-# - It is older than the suite `dense`: no layer of it was measured.
-DENSE = (
-    *("deeplab_dil12", "kb56", "kb62", "kb63", "kb80", "kb86", "kb87"),
-    *("rn50_l1_1x1", "rn50_l1_3x3", "rn50_l2_3x3s2", "rn50_l3_1x1", "rn50_l3_3x3"),
-    *("rn50_l4_3x3", "rn50_stem", "small_b1", "superres_b1", "unet_256", "unet_64"),
-)
-NOT_MEASURED = [
-    *((layer, direction) for layer in DENSE for direction in Direction),
-    ("kb55", Direction.GRAD_WEIGHT),
-]
+# - Ten of its GPU tests failed, all by a fault of their own: they ran in the TF32 class, in which
+#   exported files and `bench` have kernels of their own now, and asked for float32 accuracy. They
+#   set the class now.
+# - In ten rows of the float32 class an error is larger than cuDNN's: by 0.3e-7 to 0.7e-7 in rms,
+#   in three input gradients, and by up to 1.9 times in the largest element on operands of a wide
+#   range. One of them is of `direct`.
+# - Some layers were not measured in half precision, and one large one in its weight gradient.
 KNOWN_FAULTS = {
-    "h200": {
-        "GPU tests: 613 passed, 52 failed",
-        "depthwise dw_b1_c960_7_k3 grad_weight float32 nchw: "
-        "wrong: randn: largest error 6.74e-08, at most 6.56e-08",
+    "h100-80gb-hbm3": {
+        "GPU tests: 753 passed, 10 failed",
         *(
-            f"core {layer} {direction.value} {precision} nchw: not measured"
-            for layer, direction in NOT_MEASURED
-            for precision in ("float32", "tf32")
+            f"core {layer} {direction} {precision} nchw: not measured"
+            for layer, directions, precisions in (
+                ("convnext_dw7", ("forward", "grad_input", "grad_weight"), ("bfloat16", "float16")),
+                ("kb82", ("grad_weight",), ("bfloat16", "float16")),
+                ("kb87", ("grad_weight",), ("float32", "tf32")),
+            )
+            for direction in directions
+            for precision in precisions
         ),
-        *(
-            f"{' '.join(key)}: not measured"
-            for key in Selection("dense", directions=(Direction.FORWARD,)).row_keys()
-        ),
+        "core kb55 grad_input float32 nchw: wrong: wide: largest error 3.66e-07, at most 1.96e-07",
+        "core kb56 grad_input float32 nchw: wrong: rand: rms error 2.22e-07, at most 1.91e-07",
+        "core kb80 grad_input float32 nchw: wrong: rand: rms error 1.75e-07, at most 1.05e-07",
+        "core rn50_l3_3x3 forward float32 nchw: "
+        "wrong: wide: largest error 3.44e-07, at most 2.68e-07",
+        "core rn50_l3_3x3 grad_input float32 nchw: "
+        "wrong: rand: rms error 1.63e-07, at most 9.08e-08",
+        "dense c_b32_c512k512_28_k3 forward float32 nchw: "
+        "wrong: wide: largest error 6.48e-07, at most 4.65e-07",
+        "dense c_b64_c512k512_14_k3 forward float32 nchw: "
+        "wrong: wide: largest error 4.56e-07, at most 4.04e-07",
+        "dense c_b64_c64k192_27_k5 forward float32 nchw: "
+        "wrong: wide: largest error 2.76e-07, at most 1.71e-07",
+        "dense c_b256_c256k256_14_k3 forward float32 nchw: "
+        "wrong: wide: largest error 3.54e-07, at most 2.52e-07",
+        "dense c_b32_c256k256_56_k3_g32 forward float32 nchw: "
+        "wrong: wide: largest error 3.57e-07, at most 3.28e-07",
     }
 }
 

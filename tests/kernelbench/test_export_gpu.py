@@ -50,18 +50,25 @@ def launches(module: ModuleType) -> int:
     return info.hits + info.misses
 
 
+@pytest.fixture(params=["float32", "tf32"])
+def unit(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> float:
+    """One precision class of float32 after the other, and a rounding in it."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
+    return 2**-24 if request.param == "float32" else 2**-15
+
+
 @pytest.mark.parametrize("problem", EXAMPLES, ids=lambda problem: problem.stem)
-def test_examples_with_their_own_channels(problem: Path, tmp_path: Path) -> None:
+def test_examples_with_their_own_channels(problem: Path, unit: float, tmp_path: Path) -> None:
     module = load(problem, tmp_path)
     model, new = (either.cuda() for either in twins(module, *module.get_init_inputs()))
-    assert_same_step(model, new, small_input(model))
+    assert_same_step(model, new, small_input(model), unit)
     assert launches(module) == 3 * sum(isinstance(part, nn.Conv2d) for part in model.modules())
 
 
-def test_a_network(tmp_path: Path) -> None:
+def test_a_network(unit: float, tmp_path: Path) -> None:
     module = load(PROBLEM["residual"], tmp_path)
     model, new = (either.cuda() for either in twins(module, 5))
-    assert_same_step(model, new, torch.randn(4, 3, 12, 10, device="cuda"), 2**-20)
+    assert_same_step(model, new, torch.randn(4, 3, 12, 10, device="cuda"), 16 * unit)
 
 
 @pytest.mark.parametrize(

@@ -18,6 +18,14 @@ import pytest
 from exported import PROBLEMS, convolutions, load, planned
 
 HEADERS = {
+    "algorithm": """
+        namespace std {
+        template <typename T>
+        constexpr const T& min(const T& a, const T& b) { return b < a ? b : a; }
+        template <typename T>
+        constexpr const T& max(const T& a, const T& b) { return a < b ? b : a; }
+        }
+    """,
     "climits": "#define INT_MIN (-2147483647 - 1)\n",
     "cstddef": "namespace std { using size_t = decltype(sizeof 0); }\n",
     "cstdint": """
