@@ -19,6 +19,7 @@ from exported import PROBLEMS, convolutions, load, planned
 
 HEADERS = {
     "algorithm": """
+        #pragma once
         namespace std {
         template <typename T>
         constexpr const T& min(const T& a, const T& b) { return b < a ? b : a; }
