@@ -19,9 +19,9 @@ from convsmith.kernelbench.check import check
 from convsmith.kernelbench.export import export
 
 PROBLEMS = (
+    "82_depthwise_square_input_square_kernel.py",
+    "85_depthwise_wide_input_asymmetric_kernel.py",
     "55_conv2d_wide_input_square_kernel.py",
-    "56_conv2d_tall_input_asymmetric_kernel.py",
-    "63_conv2d_square_input_square_kernel.py",
 )
 
 IN_THE_SIMULATOR = """\
