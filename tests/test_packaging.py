@@ -158,7 +158,7 @@ sys.exit(cli.main())
 def test_the_demonstration_from_the_wheel(installed: Path, tmp_path: Path) -> None:
     """Export and check the first example problem, which the wheel brings along."""
     shown = run([installed / "python", "-c", ONE_DEMONSTRATION], tmp_path)
-    assert "55_conv2d_wide_input_square_kernel_new.py" in shown
+    assert "82_depthwise_square_input_square_kernel_new.py" in shown
     assert "right:" in shown
 
 
