@@ -1,4 +1,4 @@
-"""What a selection names, what a record needs, how it is narrowed; and what `dense` adds to it."""
+"""What a selection names, what a record needs, and how it is narrowed."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ from itertools import combinations
 import pytest
 
 from convsmith.bench.selections import RECORDED, Selection, narrowed
-from convsmith.bench.suites import CORE, DENSE, DIRECTIONS, DTYPE, SUITES, Layer, Layout
+from convsmith.bench.suites import CORE, DIRECTIONS, DTYPE, SUITES, Layout
 from convsmith.errors import ConvSmithError
 from convsmith.spec import Direction, Precision
 
@@ -67,55 +67,6 @@ def test_no_two_suites_share_the_name_of_a_layer() -> None:
 
     for first, second in combinations(SUITES, 2):
         assert not layers(first) & layers(second)
-
-
-def telling_name(layer: Layer) -> str:
-    """The name that the numbers of a layer of `dense` ask for."""
-
-    def pair(first: int, second: int) -> str:
-        return str(first) if first == second else f"{first}x{second}"
-
-    batch, channels, *plane = layer.input_shape
-    parts = ["c", f"b{batch}", f"c{channels}k{layer.out_channels}", pair(*plane)]
-    parts += ["k" + pair(*layer.kernel_size)]
-    usual = tuple(
-        dilation * (kernel - 1) // 2
-        for kernel, dilation in zip(layer.kernel_size, layer.dilation, strict=True)
-    )
-    parts += ["s" + pair(*layer.stride)] if layer.stride != (1, 1) else []
-    parts += ["d" + pair(*layer.dilation)] if layer.dilation != (1, 1) else []
-    parts += ["p" + pair(*layer.padding)] if layer.padding != usual else []
-    parts += [f"g{layer.groups}"] if layer.groups > 1 else []
-    return "_".join(parts)
-
-
-@pytest.mark.parametrize("layer", DENSE, ids=lambda layer: layer.name)
-def test_a_dense_layer_is_what_its_name_says_and_quick(layer: Layer) -> None:
-    assert layer.name == telling_name(layer)
-    assert layer.groups == 1 or layer.input_shape[1] // layer.groups >= 8
-    spec = layer.spec(Direction.FORWARD, Precision.FLOAT32, Layout.NCHW)
-    assert spec.bytes_moved < 1.5 * 2**30
-    assert spec.operations < 300e9
-
-
-def test_the_dense_suite_has_64_layers_and_covers_every_axis() -> None:
-    assert len({layer.name for layer in DENSE}) == len(DENSE) == 64
-    assert {layer.input_shape[0] for layer in DENSE} >= {1, 2, 3, 5, 8, 16, 32, 64, 128, 256}
-    assert {layer.input_shape[1] for layer in DENSE} >= {1, 3, 5, 24, 33, 96, 116, 2048}
-    assert {layer.out_channels for layer in DENSE} >= {1, 2, 7, 24, 29, 58, 96, 116, 255, 2048}
-    planes = {layer.input_shape[2:] for layer in DENSE}
-    assert planes >= {(size, size) for size in (7, 14, 17, 29, 31, 33, 65, 127, 299, 2048)}
-    assert planes >= {(1, 2000), (22, 30), (57, 91), (61, 83), (360, 480), (1023, 2047)}
-    kernels = {layer.kernel_size for layer in DENSE}
-    assert kernels >= {(size, size) for size in (1, 2, 3, 4, 5, 6, 7, 9, 11)}
-    assert kernels >= {(1, 2), (1, 3), (1, 7), (7, 1), (3, 5), (5, 3)}
-    strides = {layer.stride for layer in DENSE}
-    assert strides == {(1, 1), (2, 2), (3, 3), (4, 4), (2, 1), (3, 2), (1, 3)}
-    dilations = {layer.dilation for layer in DENSE}
-    assert dilations == {(1, 1), (2, 2), (4, 4), (6, 6), (12, 12), (3, 2), (1, 8)}
-    assert {layer.groups for layer in DENSE} == {1, 2, 3, 6, 9, 32, 55}
-    forward = [layer.spec(Direction.FORWARD, Precision.TF32, Layout.NCHW) for layer in DENSE]
-    assert sum(spec.operations for spec in forward) < 4e12
 
 
 def test_nothing_is_narrowed_where_nothing_is_asked_for() -> None:

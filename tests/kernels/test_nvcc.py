@@ -70,7 +70,8 @@ def sources() -> list[KernelSource]:
 def test_compiles_and_spills_nothing_new(
     source: KernelSource, architecture: str, tmp_path: Path
 ) -> None:
-    assert spilled(compiled(source, architecture, tmp_path)) <= SPILLS.get(source.name, 0)
+    report = compiled(source, architecture, tmp_path)
+    assert spilled(report) <= SPILLS.get(source.name, 0), report
 
 
 @pytest.mark.parametrize(("layer", "direction", "precision", "most"), IMPLICIT_GEMM)
@@ -81,8 +82,8 @@ def test_tensor_cores_are_kept_busy(
     spec = LAYERS[layer].spec(direction, precision, Layout.NCHW)
     source = implicit_gemm.source(spec, implicit_gemm.configure(spec, multiprocessors=132))
     report = compiled(source, "90a", tmp_path)
-    assert "wgmma" not in report
-    assert spilled(report) <= most
+    assert "wgmma" not in report, report
+    assert spilled(report) <= most, report
 
 
 def compiled(source: KernelSource, architecture: str, folder: Path) -> str:
