@@ -8,6 +8,11 @@ from convsmith.spec import Pair
 
 HALF = 128  # pixels
 
+# How patches are brought, as Copies of implicit_gemm_problem.cuh names it.
+ELEMENTS = "kElements"
+ROWS = "kRows"
+ROWS_ALIKE = "kRowsAlike"
+
 
 @dataclass(frozen=True)
 class Halves:
@@ -42,6 +47,52 @@ SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
 
 
 @dataclass(frozen=True)
+class Patch:
+    """What a tile of outputs meets. Pairs are (rows, columns).
+
+    Args:
+        tall_height: padded input rows of an image.
+        phases: of the stride, that taps meet.
+        rows, pitch: of each phase, in pixels.
+        raw_rows, raw_columns: of the input: rows that are met, columns from the first to the last.
+    """
+
+    tall_height: int
+    phases: Pair
+    rows: int
+    pitch: int
+    raw_rows: int
+    raw_columns: int
+
+    @property
+    def pixels(self) -> int:
+        """Of all phases."""
+        return self.phases[0] * self.phases[1] * self.rows * self.pitch
+
+
+@dataclass(frozen=True)
+class Copies:
+    """How patches are brought from memory, through a ring of copies.
+
+    Args:
+        kind: single elements; or rows, which lie alike in all planes, to 16 bytes, or do not.
+        row_pieces: of 16 bytes, of a row that is copied.
+        slice_rows: of those that are copied at once.
+        table_bytes: of what is kept of a patch's pixels.
+        stage_bytes, most_bytes, least_ahead: of the ring: of a stage, of all stages, and how many
+            have to be on their way.
+    """
+
+    kind: str
+    row_pieces: int
+    slice_rows: int
+    table_bytes: int
+    stage_bytes: int
+    most_bytes: int
+    least_ahead: int
+
+
+@dataclass(frozen=True)
 class Configuration:
     """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
 
@@ -50,11 +101,9 @@ class Configuration:
         unfolds: each channel and tap is a channel of its own, and the only tap.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
-        tall_height: padded input rows of an image.
-        phases: of the stride, that taps meet.
-        patch_rows, pitch: of each phase of a patch, in pixels.
+        patch, copies: what a tile meets, and how it is brought.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: groups of vectors that a loading thread has on their way.
+        ahead: slices, or groups of vectors of a loading thread, that are on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
         stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
@@ -69,10 +118,8 @@ class Configuration:
     splits_filters: bool
     unfolds: bool
     shape: Halves
-    tall_height: int
-    phases: Pair
-    patch_rows: int
-    pitch: int
+    patch: Patch
+    copies: Copies
     channel_blocks: int
     block_channels: int
     ahead: int

@@ -40,6 +40,9 @@ struct Problem {
     std::int64_t group_rows;             // of both halves together
     std::int64_t phases[2];              // of the stride that taps meet
     std::int64_t patch_rows, pitch;      // of a phase, in pixels
+    std::int64_t raw_rows;               // of the input that a patch meets, where rows are copied
+    std::int64_t row_pieces;             // of 16 bytes, of one of those
+    std::int64_t slice_rows;             // of those that are copied at once
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -60,11 +63,15 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
     return static_cast<int>((problem.filters + S::kFilters - 1) / S::kFilters);
 }
 
+// How patches are brought: from tensors of any strides; or where rows lie contiguously, and where a
+// row besides begins in all planes at the same distance from a multiple of 16 bytes.
+enum class Copies { kElements, kRows, kRowsAlike };
+
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
-template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kAhead_, int kStageTaps_>
+template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, Copies kCopies,
+          int kBlockChannels_, int kAhead_, int kStageTaps_>
 struct Specialisation {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -76,8 +83,10 @@ struct Specialisation {
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
-    // A loading thread copies kAtOnce vectors at once, a group, kAhead such groups before it looks
-    // at them. (For 16-bit values it has to wait.)
+    // What is copied before it is looked at: kAhead slices of rows; or of elements, groups of the
+    // kAtOnce vectors that a thread copies at once. (For 16-bit values it has to wait.)
+    static constexpr bool kCopiesRows = kCopies != Copies::kElements;
+    static constexpr bool kRowsAlike = kCopies == Copies::kRowsAlike;
     static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
     static constexpr int kAhead = kAhead_;
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
@@ -204,19 +213,26 @@ struct Shared {
         float scales[kMostStages];  // of the patches
         unsigned largest[2][8];     // of each loading warp's values
         int tap_shifts[kMostTaps];  // of the patch, in pixels
-        // Of each run, where they are unfolded: where its first tap's element lies from a pixel,
-        // that tap's row and column, in 16 bits each, and how many taps there are.
+        // Of each run, where they are unfolded: where its first tap's element lies from a pixel, or
+        // its channel where rows are copied; that tap's row and column, in 16 bits each; and how
+        // many taps there are.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
         int counts[S::kUnfolds ? kMostTaps : 1];
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
     static constexpr int kStagingPitch = kHalf + 8;
     static constexpr int kStagingBytes = 8 * kStagingPitch * 4;  // of a warp: 8 channels
-    // What loading threads keep of a patch's pixels; see PatchLoader.
+    // Copied elements, and what is kept of a patch's pixels; see ElementLoader.
     static constexpr int kTables = S::kUnfolds ? 5 : 3;
     static constexpr int kGroupValues = S::kAtOnce * kVector * S::kLoadingThreads;
-    static constexpr int kLoadsBytes =
-        (S::kAhead + 1) * kGroupValues * static_cast<int>(sizeof(typename S::Value));
+    // Copied rows; see RowLoader. The channels of a piece lie together, one place apart from those
+    // of the next one, so that neighbouring pixels are in different banks.
+    static constexpr int kSlots = kVector + 1;
+
+    static __host__ __device__ int slice_bytes(const Problem& problem) {
+        const auto slots = S::kUnfolds ? static_cast<int>(problem.channels) : kSlots;
+        return static_cast<int>(problem.slice_rows * problem.row_pieces) * slots * 16;
+    }
 
     int patches, weights, staging, tables, loads, bytes;  // offsets
 
@@ -226,8 +242,16 @@ struct Shared {
         const int rings = S::kSplitsFilters ? 2 : 1;
         staging = weights + rings * static_cast<int>(problem.weight_stages) * S::kStageBytes;
         tables = staging + 4 * S::kConsumers * kStagingBytes;
-        loads = tables + kTables * S::padded_pixels(problem) * 4;
-        bytes = loads + kLoadsBytes;
+        if constexpr (S::kCopiesRows) {
+            const auto rows = static_cast<int>(problem.raw_rows + problem.slice_rows);
+            loads = tables + (2 * (S::patch_pixels(problem) + rows) * 4 + 15) / 16 * 16;
+            const int shifts = static_cast<int>(problem.slice_rows) * 4;
+            bytes = loads + (S::kAhead + 1) * (slice_bytes(problem) + shifts);
+        } else {
+            loads = tables + kTables * S::padded_pixels(problem) * 4;
+            bytes = loads +
+                    (S::kAhead + 1) * kGroupValues * static_cast<int>(sizeof(typename S::Value));
+        }
     }
 };
 

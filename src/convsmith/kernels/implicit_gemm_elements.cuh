@@ -1,38 +1,34 @@
-// Patches on their way to shared memory: what a tile of outputs meets of S::kBlockChannels
-// channels, as 16-bit operands [high, low][channels / kVector][pixel][kVector].
+// Patches of tensors of any strides: single elements are copied to a ring in shared memory.
 //
 // A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
-// copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
-// patch or tile those belong to, and rounds or splits a group when it has arrived.
-//
-// float32 values are scaled to the range of 16 bits by a power of two. All loading threads keep one
-// scale for as long as it suits; where a patch does not suit it, they take it over again.
+// copies its own as they are, S::kAhead groups of them ahead, whatever patch or tile those belong
+// to, and writes the operands of a group when it has arrived.
 #pragma once
 
 #include <climits>
 
-#include "implicit_gemm_pack.cuh"
+#include "implicit_gemm_patch.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
-#include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
 
-inline constexpr int kLoadersBarrier = 1;  // its number
-
 template <typename S>
-class PatchLoader {
+class ElementLoader {
   public:
     using T = typename S::Value;
-    using Operand = typename S::Operand;
+    using Vectors = typename PatchWriter<S>::Vectors;
     static constexpr int kThreads = S::kLoadingThreads;
 
-    __device__ PatchLoader(const Problem& problem, const T* input, unsigned char* shared,
-                           typename Shared<S>::Head& head, int thread)
-        : problem_(problem), input_(input), head_(head), thread_(thread) {
+    __device__ ElementLoader(const Problem& problem, const T* input, unsigned char* shared,
+                             typename Shared<S>::Head& head, int thread)
+        : problem_(problem),
+          input_(input),
+          head_(head),
+          writer_(problem, shared, head, thread),
+          thread_(thread),
+          pixels_(S::patch_pixels(problem)) {
         const Shared<S> parts(problem);
-        patches_ = shared + parts.patches;
-        pixels_ = S::patch_pixels(problem);
         groups_ = (S::kVectors * pixels_ + kThreads * S::kAtOnce - 1) / (kThreads * S::kAtOnce);
         steps_ = reinterpret_cast<int*>(shared + parts.tables);
         ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread;
@@ -56,11 +52,10 @@ class PatchLoader {
 #pragma unroll 1
         for (int i = 0; i < S::kAhead; ++i) begin_group();
 #pragma unroll 1
-        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
-             tile += static_cast<int>(gridDim.x)) {
+        for (TileWalk<S> tiles(problem_); tiles.exists(); tiles.advance()) {
 #pragma unroll 1
             for (int channel = 0; channel < S::channels(problem_); channel += S::kBlockChannels) {
-                load_patch(tile, channel);
+                load_patch(tiles.tile(), channel);
             }
         }
     }
@@ -174,7 +169,7 @@ class PatchLoader {
             places()[i] = pixel.place;
             if constexpr (S::kUnfolds) corners()[i] = pixel.corner;
         }
-        ptx::bar_sync(kLoadersBarrier, kThreads);
+        PatchWriter<S>::wait_for_loaders();
         plane_ = corner.plane;
         begin_block(0);
     }
@@ -252,30 +247,19 @@ class PatchLoader {
         }
     }
 
-    __device__ __forceinline__ void load_patch(int tile, int channel) {
-        ptx::mbarrier_wait(head_.patch_empty + patch_.stage, patch_.parity ^ 1);
-        auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
-            patches_ + patch_.stage * S::patch_bytes(problem_));
-        float largest = 0;
+    __device__ __forceinline__ void load_patch(const Tile& tile, int channel) {
+        Vectors* to = writer_.begin();
 #pragma unroll 1
         for (int group = 0; group < groups_; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
-            largest = fmaxf(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
+            write_group(to, thread_ + group * S::kAtOnce * kThreads);
         }
-        if constexpr (S::kScales) {
-            const unsigned bits = largest_of_all(magnitude_bits(largest));
-            if (!suits(bits)) take_over(tile, channel, to, bits);
-            if (thread_ == 0) head_.scales[patch_.stage] = scale_;
-        }
-        ptx::fence_proxy_async();
-        ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
-        patch_.advance(static_cast<int>(problem_.patch_stages));
+        writer_.end([&](const auto& visitor) { visit(to, tile, channel, visitor); });
     }
 
-    // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
-    // magnitude, infinity included.
-    __device__ __forceinline__ float convert_group(Vector<Operand, kVector>* to, int vector) {
+    // Writes the operands of a group that has arrived, the first of them at `vector`.
+    __device__ __forceinline__ void write_group(Vectors* to, int vector) {
         const T* from = ring_ + stage_ * Shared<S>::kGroupValues;
         stage_ = stage_ == S::kAhead ? 0 : stage_ + 1;
         T values[S::kAtOnce][kVector];
@@ -284,67 +268,18 @@ class PatchLoader {
 #pragma unroll
             for (int c = 0; c < kVector; ++c) values[i][c] = from[(i * kVector + c) * kThreads];
         }
-        float largest = 0;
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
-            convert(values[i], to, vector + i * kThreads);
-            if constexpr (S::kScales) largest = fmaxf(largest, largest_of(values[i]));
+            const int at = vector + i * kThreads;
+            if (at < S::kVectors * pixels_) writer_.write(to + at, values[i]);
         }
-        return largest;
-    }
-
-    static __device__ __forceinline__ float largest_of(const float (&values)[kVector]) {
-        float pairs[kVector / 2];
-#pragma unroll
-        for (int c = 0; c < kVector; c += 2) {
-            pairs[c / 2] = fmaxf(fabsf(values[c]), fabsf(values[c + 1]));
-        }
-        return fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
-    }
-
-    __device__ __forceinline__ void convert(const T (&values)[kVector],
-                                            Vector<Operand, kVector>* to, int vector) const {
-        if (vector >= S::kVectors * pixels_) return;
-        Vector<Operand, kVector> high, low;
-#pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-            if constexpr (!S::kScales) {
-                high.values[c] = values[c];
-            } else if constexpr (S::kParts == 2) {
-                split(scale_ * values[c], high.values[c], low.values[c]);
-            } else {
-                high.values[c] = Element<Operand>::narrow(scale_ * values[c]);
-            }
-        }
-        to[vector] = high;
-        if constexpr (S::kParts == 2) to[vector + S::kVectors * pixels_] = low;
-    }
-
-    // Writes a patch anew, with a scale that suits it.
-    __device__ __forceinline__ void take_over(int tile, int channel, Vector<Operand, kVector>* to,
-                                              unsigned largest) {
-        if (largest >= kInfinityBits) {
-            float finite = 0;
-            visit(tile, channel, [&](const T(&values)[kVector], int) {
-                for (const T value : values) {
-                    const float magnitude = fabsf(static_cast<float>(value));
-                    if (magnitude_bits(magnitude) < kInfinityBits) {
-                        finite = fmaxf(finite, magnitude);
-                    }
-                }
-            });
-            largest = largest_of_all(magnitude_bits(finite));
-            if (suits(largest)) return;
-        }
-        scale_ = scale_for(largest);
-        visit(tile, channel,
-              [&](const T(&values)[kVector], int vector) { convert(values, to, vector); });
     }
 
     // Reads this thread's vectors of a patch once more.
     template <typename Visitor>
-    __device__ __forceinline__ void visit(int tile, int channel, const Visitor& visitor) const {
-        const Corner corner = corner_of(TileWalk<S>(problem_, tile).tile());
+    __device__ __forceinline__ void visit(Vectors* to, const Tile& tile, int channel,
+                                          const Visitor& visitor) const {
+        const Corner corner = corner_of(tile);
 #pragma unroll 1
         for (int i = thread_; i < S::kVectors * pixels_; i += kThreads) {
             const int first = channel + i / pixels_ * kVector;
@@ -354,43 +289,15 @@ class PatchLoader {
                                   [&](int c, const T* from, bool exists) {
                                       values[c] = ptx::load_if(exists, from, Element<T>::narrow(0));
                                   });
-            visitor(values, i);
+            visitor(to + i, values);
         }
-    }
-
-    __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
-        largest = ptx::reduce_max(largest);
-        unsigned* each = head_.largest[turn_];
-        turn_ ^= 1;
-        if (thread_ % 32 == 0) each[thread_ / 32] = largest;
-        ptx::bar_sync(kLoadersBarrier, kThreads);
-#pragma unroll
-        for (int i = 0; i < S::kLoadingWarps; ++i) largest = max(largest, each[i]);
-        return largest;
-    }
-
-    // Whether the scale keeps a patch within 16 bits' range, and uses enough of it.
-    __device__ __forceinline__ bool suits(unsigned largest) const {
-        const unsigned scaled = magnitude_bits(scale_ * float_of_bits(largest));
-        constexpr unsigned kLeast = (127u + 8) << 23, kMost = (127u + 15) << 23;  // 2**8, 2**15
-        return largest == 0 || (scaled >= kLeast && scaled < kMost);
-    }
-
-    static __device__ __forceinline__ float float_of_bits(unsigned bits) {
-#ifdef CONVSMITH_SIMULATOR
-        return simulator::bits_of<float>(bits);
-#else
-        return __uint_as_float(bits);
-#endif
     }
 
     const Problem& problem_;
     const T* input_;
     typename Shared<S>::Head& head_;
-    unsigned char* patches_;
-    int thread_, pixels_, turn_ = 0;
-    float scale_ = 1024;  // suits the most usual magnitudes
-    Ring patch_;
+    PatchWriter<S> writer_;
+    int thread_, pixels_;
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
     // of places follow, and corners.
     int* steps_;
@@ -402,54 +309,6 @@ class PatchLoader {
     int next_table_ = 0, next_block_ = 0, next_group_ = 0, next_stage_ = 0;
     int next_channel_ = 0, next_pixel_ = 0;
     const T *plane_ = nullptr, *next_plane_ = nullptr;
-};
-
-// Brings the weights of all channels of a block's tiles, in stages of some taps; one thread.
-template <typename S>
-class WeightLoader {
-  public:
-    __device__ WeightLoader(const Problem& problem, const typename S::Operand* packed,
-                            unsigned char* shared, typename Shared<S>::Head& head)
-        : problem_(problem),
-          packed_(reinterpret_cast<const unsigned char*>(packed)),
-          head_(head),
-          weights_(shared + Shared<S>(problem).weights) {}
-
-    __device__ __forceinline__ void load() {
-        for (TileWalk<S> tiles(problem_); tiles.exists(); tiles.advance()) {
-            load(tiles.tile());
-            if (problem_.weights_stay) return;  // they have come
-        }
-    }
-
-  private:
-    __device__ __forceinline__ void load(const Tile& tile) {
-        constexpr int kRings = S::kSplitsFilters ? 2 : 1;
-        const int stages = static_cast<int>(problem_.weight_stages);
-        const int count = S::channel_blocks(problem_) * (S::padded_taps(problem_) / S::kStageTaps);
-        const std::int64_t first =
-            (tile.group * filter_blocks<S>(problem_) + tile.first_filter / S::kFilters) *
-            std::int64_t{kRings};
-#pragma unroll 1
-        for (int i = 0; i < count; ++i) {
-#pragma unroll
-            for (int ring = 0; ring < kRings; ++ring) {
-                ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
-                ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
-                ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
-                ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
-                                   packed_ + ((first + ring) * count + i) * S::kStageBytes,
-                                   S::kStageBytes, full);
-            }
-            ring_.advance(stages);
-        }
-    }
-
-    const Problem& problem_;
-    const unsigned char* packed_;
-    typename Shared<S>::Head& head_;
-    unsigned char* weights_;
-    Ring ring_;
 };
 
 }  // namespace convsmith::implicit_gemm
