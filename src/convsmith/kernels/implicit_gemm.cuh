@@ -13,16 +13,17 @@
 //   implicit_gemm_problem.cuh   what a convolution is to the family; tiles, shared memory
 //   implicit_gemm_pack.cuh      weights, as the tensor cores read them
 //   implicit_gemm_weights.cuh   weights on their way to shared memory
-//   implicit_gemm_rows.cuh      patches on theirs, of tensors with contiguous rows
-//   implicit_gemm_elements.cuh  and of others
-//   implicit_gemm_patch.cuh     how their values become operands
+//   implicit_gemm_load.cuh      patches on theirs
+//   implicit_gemm_source.cuh    the input as tiles of outputs meet it
+//   implicit_gemm_quads.cuh     how it is read where rows lie contiguously
+//   implicit_gemm_singles.cuh   and where they do not
+//   implicit_gemm_patch.cuh     how its values become operands
 //   implicit_gemm_multiply.cuh  products
 //   implicit_gemm_store.cuh     sums on their way to the output
 #pragma once
 
-#include "implicit_gemm_elements.cuh"
+#include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
-#include "implicit_gemm_rows.cuh"
 #include "implicit_gemm_store.cuh"
 #include "implicit_gemm_weights.cuh"
 
@@ -78,11 +79,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             const int w = first * static_cast<int>(problem.dilation[1]);
             head.steps[i] = h << 16 | w;
             head.counts[i] = min(static_cast<int>(problem.kernel_size[1]) - first, kVector);
-            const int channel = i / runs / rows;
-            head.offsets[i] = S::kCopiesRows ? channel
-                                             : channel * static_cast<int>(problem.in_strides[1]) +
-                                                   h * static_cast<int>(problem.in_strides[2]) +
-                                                   w * static_cast<int>(problem.in_strides[3]);
+            head.offsets[i] = i / runs / rows * static_cast<int>(problem.in_strides[1]) +
+                              h * static_cast<int>(problem.in_strides[2]) +
+                              w * static_cast<int>(problem.in_strides[3]);
         }
     }
     __syncthreads();
@@ -91,8 +90,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         ptx::setmaxnreg_dec<S::kLoaderRegisters>();
         const int loader = thread - S::kConsumers * ptx::kWarpgroup;
         if (loader >= 32) {
-            using Loader = std::conditional_t<S::kCopiesRows, RowLoader<S>, ElementLoader<S>>;
-            Loader(problem, input, shared, head, loader - 32).load();
+            load_patches<S>(problem, input, shared, head, loader - 32);
         } else if (loader == 0) {
             WeightLoader<S>(problem, packed, shared, head).load();
         }

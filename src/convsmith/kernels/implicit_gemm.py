@@ -79,8 +79,7 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
         patch.tall_height,
         *(shape.columns, shape.down, shape.right, shape.rows),
         *patch.phases,
-        *(patch.rows, patch.pitch, patch.raw_rows),
-        *(configuration.copies.row_pieces, configuration.copies.slice_rows),
+        *(patch.rows, patch.pitch, patch.row_quads),
         *(configuration.patch_stages, configuration.weight_stages, configuration.stores_in_turn),
         *(configuration.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs),
@@ -93,10 +92,10 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     """What ``Specialisation`` of implicit_gemm_problem.cuh is instantiated with."""
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
-    numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
     return (
         *(_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds),
-        *(f"convsmith::implicit_gemm::Copies::{configuration.copies.kind}", *map(str, numbers)),
+        *(str(configuration.patch.row_quads > 0).lower(), str(configuration.block_channels)),
+        str(configuration.stage_taps),
     )
 
 

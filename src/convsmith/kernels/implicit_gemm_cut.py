@@ -8,11 +8,6 @@ from convsmith.spec import Pair
 
 HALF = 128  # pixels
 
-# How patches are brought, as Copies of implicit_gemm_problem.cuh names it.
-ELEMENTS = "kElements"
-ROWS = "kRows"
-ROWS_ALIKE = "kRowsAlike"
-
 
 @dataclass(frozen=True)
 class Halves:
@@ -54,42 +49,19 @@ class Patch:
         tall_height: padded input rows of an image.
         phases: of the stride, that taps meet.
         rows, pitch: of each phase, in pixels.
-        raw_rows, raw_columns: of the input: rows that are met, columns from the first to the last.
+        row_quads: of a row of the input that is met, if it is read by four neighbours; or 0.
     """
 
     tall_height: int
     phases: Pair
     rows: int
     pitch: int
-    raw_rows: int
-    raw_columns: int
+    row_quads: int
 
     @property
     def pixels(self) -> int:
         """Of all phases."""
         return self.phases[0] * self.phases[1] * self.rows * self.pitch
-
-
-@dataclass(frozen=True)
-class Copies:
-    """How patches are brought from memory, through a ring of copies.
-
-    Args:
-        kind: single elements; or rows, which lie alike in all planes, to 16 bytes, or do not.
-        row_pieces: of 16 bytes, of a row that is copied.
-        slice_rows: of those that are copied at once.
-        table_bytes: of what is kept of a patch's pixels.
-        stage_bytes, most_bytes, least_ahead: of the ring: of a stage, of all stages, and how many
-            have to be on their way.
-    """
-
-    kind: str
-    row_pieces: int
-    slice_rows: int
-    table_bytes: int
-    stage_bytes: int
-    most_bytes: int
-    least_ahead: int
 
 
 @dataclass(frozen=True)
@@ -101,9 +73,8 @@ class Configuration:
         unfolds: each channel and tap is a channel of its own, and the only tap.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
-        patch, copies: what a tile meets, and how it is brought.
+        patch: what a tile meets.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: slices, or groups of vectors of a loading thread, that are on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
         stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
@@ -119,10 +90,8 @@ class Configuration:
     unfolds: bool
     shape: Halves
     patch: Patch
-    copies: Copies
     channel_blocks: int
     block_channels: int
-    ahead: int
     patch_stages: int
     weight_stages: int
     weights_stay: bool

@@ -1,4 +1,4 @@
-// What all loaders of patches share: how values become operands, with a scale that suits them.
+// How the values of a patch become operands, with a scale that suits them.
 //
 // float32 values are scaled to the range of 16 bits by a power of two. All loading threads keep one
 // scale for as long as it suits; where a patch does not suit it, they take it over again.
@@ -10,8 +10,6 @@
 
 namespace convsmith::implicit_gemm {
 
-inline constexpr int kLoadersBarrier = 1;  // its number
-
 // A patch's operands lie as [high, low][channels / kVector][pixel][kVector].
 template <typename S>
 class PatchWriter {
@@ -19,7 +17,6 @@ class PatchWriter {
     using T = typename S::Value;
     using Operand = typename S::Operand;
     using Vectors = Vector<Operand, kVector>;
-    static constexpr int kThreads = S::kLoadingThreads;
 
     __device__ PatchWriter(const Problem& problem, unsigned char* shared,
                            typename Shared<S>::Head& head, int thread)
@@ -55,10 +52,6 @@ class PatchWriter {
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
         patch_.advance(stages_);
-    }
-
-    static __device__ __forceinline__ void wait_for_loaders() {
-        ptx::bar_sync(kLoadersBarrier, kThreads);
     }
 
   private:
@@ -112,7 +105,7 @@ class PatchWriter {
         unsigned* each = head_.largest[turn_];
         turn_ ^= 1;
         if (thread_ % 32 == 0) each[thread_ / 32] = largest;
-        wait_for_loaders();
+        ptx::bar_sync(kLoadersBarrier, S::kLoadingThreads);
 #pragma unroll
         for (int i = 0; i < S::kLoadingWarps; ++i) largest = max(largest, each[i]);
         return largest;

@@ -4,32 +4,18 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import (
-    ELEMENTS,
-    HALF,
-    ROWS,
-    ROWS_ALIKE,
-    SHAPES,
-    Configuration,
-    Copies,
-    Halves,
-    Patch,
-)
+from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, Configuration, Halves, Patch
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Pair, Precision
 
 ROWS_OF_BLOCK = 64
 VECTOR = 8
+QUAD = 4
 SECTOR_BYTES = 32
 WGMMA_TERMS = 16
 MOST_STAGES = 32
-LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
-MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
-FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
-PIECE_BYTES = 16
-SLICE_BYTES = 20 * 1024
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
@@ -69,115 +55,79 @@ def attempt(
     filter_blocks = -(-spec.filters // block_filters)
     stage_taps = choose_stage_taps(taps)
     padded_taps = -(-taps // stage_taps) * stage_taps
-    ways = [copies_of_elements(spec, patch, products, unfolds)]
-    if spec.in_strides[3] == 1 and patch.raw_rows * patch.raw_columns < 2**16:
-        ways.insert(0, copies_of_rows(spec, patch, unfolds))
-    for copies in ways:
-        for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
-            channel_blocks = -(-channels // block_channels)
-            stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
-            all_stages = channel_blocks * padded_taps // stage_taps
-            stay = weight_stages == 0
-            if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
-                continue
-            weight_stages = all_stages if stay else weight_stages
-            shared = head_bytes(unfolds) + STAGING_BYTES + copies.table_bytes
-            shared += patch_stages * parts * block_channels * 2 * patch.pixels
-            shared += rings * weight_stages * stage_bytes
-            ahead = min(SHARED_BYTES - shared, copies.most_bytes) // copies.stage_bytes - 1
-            if ahead < copies.least_ahead:
-                continue
-            shared += (ahead + 1) * copies.stage_bytes
-            tiles = (
-                -(-spec.batch * (patch.tall_height // spec.stride[0]) // tile[0]),
-                -(-spec.out_size[1] // tile[1]),
-            )
-            padded = spec.groups * filter_blocks * block_filters
-            packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
-            return Configuration(
-                products=products,
-                splits_filters=splits_filters,
-                unfolds=unfolds,
-                shape=shape,
-                patch=patch,
-                copies=copies,
-                channel_blocks=channel_blocks,
-                block_channels=block_channels,
-                ahead=ahead,
-                patch_stages=patch_stages,
-                weight_stages=weight_stages,
-                weights_stay=stay,
-                stores_in_turn=channel_blocks == 1 and spec.itemsize == 4,
-                stores_pairs=stores_pairs(spec, shape),
-                stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
-                stage_taps=stage_taps,
-                padded_taps=padded_taps,
-                tiles=tiles,
-                blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
-                shared_bytes=shared,
-                workspace_bytes=packed + 4 * padded,
-            )
+    for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
+        channel_blocks = -(-channels // block_channels)
+        stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
+        all_stages = channel_blocks * padded_taps // stage_taps
+        stay = weight_stages == 0
+        if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
+            continue
+        weight_stages = all_stages if stay else weight_stages
+        shared = head_bytes(unfolds) + STAGING_BYTES + table_bytes(patch, unfolds)
+        shared += patch_stages * parts * block_channels * 2 * patch.pixels
+        shared += rings * weight_stages * stage_bytes
+        if shared > SHARED_BYTES:
+            continue
+        tiles = (
+            -(-spec.batch * (patch.tall_height // spec.stride[0]) // tile[0]),
+            -(-spec.out_size[1] // tile[1]),
+        )
+        padded = spec.groups * filter_blocks * block_filters
+        packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
+        return Configuration(
+            products=products,
+            splits_filters=splits_filters,
+            unfolds=unfolds,
+            shape=shape,
+            patch=patch,
+            channel_blocks=channel_blocks,
+            block_channels=block_channels,
+            patch_stages=patch_stages,
+            weight_stages=weight_stages,
+            weights_stay=stay,
+            stores_in_turn=channel_blocks == 1 and spec.itemsize == 4,
+            stores_pairs=stores_pairs(spec, shape),
+            stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
+            stage_taps=stage_taps,
+            padded_taps=padded_taps,
+            tiles=tiles,
+            blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
+            shared_bytes=shared,
+            workspace_bytes=packed + 4 * padded,
+        )
     return None
 
 
 def patch_of(spec: Forward, tile: Pair, unfolds: bool) -> Patch:
     """What a tile of outputs meets."""
-    phases, reach, spans = [1, 1], [0, 0], [0, 0]
-    for axis, (taps, step, dilation) in enumerate(
-        zip(spec.kernel, spec.stride, spec.dilation, strict=True)
-    ):
-        spans[axis] = (tile[axis] - 1) * step + (taps - 1) * dilation + 1
-        if unfolds:
-            continue
-        phases[axis] = met = min(taps, step // math.gcd(step, dilation))
-        places = [(r * dilation - r % met * dilation % step) // step for r in range(taps)]
-        reach[axis] = max(places)
-        spans[axis] = (tile[axis] + reach[axis] - 1) * step
-        spans[axis] += max(phase * dilation % step for phase in range(met)) + 1
+    phases, reach, columns = [1, 1], [0, 0], tile[1]
+    if not unfolds:
+        for axis, (taps, step, dilation) in enumerate(
+            zip(spec.kernel, spec.stride, spec.dilation, strict=True)
+        ):
+            phases[axis] = met = min(taps, step // math.gcd(step, dilation))
+            reach[axis] = max(
+                (r * dilation - r % met * dilation % step) // step for r in range(taps)
+            )
+            columns = (tile[axis] + reach[axis] - 1) * step + 1
+            columns += max(phase * dilation % step for phase in range(met))
     needed = (spec.out_size[0] - 1) * spec.stride[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
-    rows = tile[0] + reach[0]
+    # Neighbours are read together where they lie together, in the same way in every channel.
+    reads_quads = not unfolds and spec.in_strides[3] == 1 and spec.in_strides[1] % QUAD == 0
     return Patch(
         tall_height=-(-needed // spec.stride[0]) * spec.stride[0],
         phases=(phases[0], phases[1]),
-        rows=rows,
+        rows=tile[0] + reach[0],
         pitch=tile[1] + reach[1],
-        raw_rows=spans[0] if unfolds else phases[0] * rows,
-        raw_columns=spans[1],
+        row_quads=-(-(columns + QUAD - 1) // QUAD) if reads_quads else 0,
     )
 
 
-def copies_of_elements(spec: Forward, patch: Patch, products: int, unfolds: bool) -> Copies:
-    """Copies of single elements, to a ring of groups of a loading thread's vectors."""
-    at_once = 1 if spec.itemsize == 4 and not unfolds else 2
-    group_bytes = at_once * VECTOR * LOADING_THREADS[products] * spec.itemsize
-    return Copies(
-        kind=ELEMENTS,
-        row_pieces=0,
-        slice_rows=0,
-        table_bytes=(5 if unfolds else 3) * -(-patch.pixels // 4) * 4 * 4,
-        stage_bytes=group_bytes,
-        most_bytes=MOST_BYTES_AHEAD + group_bytes,
-        least_ahead=-(-FEWEST_BYTES_AHEAD // group_bytes),
-    )
-
-
-def copies_of_rows(spec: Forward, patch: Patch, unfolds: bool) -> Copies:
-    """Copies of rows, to a ring of slices of a patch."""
-    piece = PIECE_BYTES // spec.itemsize
-    pieces = -(-(patch.raw_columns + piece - 1) // piece)
-    row_bytes = pieces * PIECE_BYTES * (spec.channels if unfolds else VECTOR + 1)
-    slices = 1 if unfolds else -(-patch.raw_rows * row_bytes // SLICE_BYTES)
-    rows = -(-patch.raw_rows // slices)
-    tables = 2 * (patch.pixels + patch.raw_rows + rows) * 4
-    return Copies(
-        kind=ROWS_ALIKE if spec.in_strides[1] % piece == 0 else ROWS,
-        row_pieces=pieces,
-        slice_rows=rows,
-        table_bytes=-(-tables // 16) * 16,
-        stage_bytes=rows * (row_bytes + 4),
-        most_bytes=max(MOST_BYTES_AHEAD, rows * row_bytes) + rows * (row_bytes + 4),
-        least_ahead=1,
-    )
+def table_bytes(patch: Patch, unfolds: bool) -> int:
+    """What Shared of implicit_gemm_problem.cuh keeps of a patch."""
+    if patch.row_quads > 0:
+        return 4 * ((patch.row_quads + 1) * QUAD + 3 * patch.phases[0] * patch.rows)
+    return 4 * (5 if unfolds else 3) * patch.pixels
 
 
 def unfolded_channels(spec: Forward) -> int:
