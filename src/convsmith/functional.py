@@ -103,8 +103,8 @@ def conv_transpose2d(
         weight: (K, C / groups, R, S), of any strides.
         bias: (C), or None.
         stride, padding, dilation: of that convolution; one number, or (vertical, horizontal).
-        output_padding: likewise; rows more below, and columns more on the right. Smaller than the
-            stride; PyTorch's own convolution runs where only the dilation is larger.
+        output_padding: likewise; rows more below, and columns more on the right. Smaller than
+            either the stride or the dilation; from the stride on it takes a padded copy.
         groups: the parts that the channels fall into.
 
     Returns:
@@ -130,15 +130,19 @@ def conv_transpose2d(
         return _torch_conv_transpose2d(
             input, weight, bias, stride, padding, output_padding, groups, dilation
         )
-    if not problem.batched:
+    geometry, batched, missing, size = problem
+    if not batched:
         input = input.unsqueeze(0)
+    if missing != (0, 0):
+        rows, columns = missing
+        input = torch.constant_pad_nd(input, (0, columns, 0, rows))
     if run is not None and nobody_looks_on():
         output = run(input, weight, None)
         if bias is not None:
             output.add_(bias[:, None, None])
     else:
-        output = ops.conv_transpose2d(input, weight, bias, problem.geometry, problem.size)
-    return output if problem.batched else output.squeeze(0)
+        output = ops.conv_transpose2d(input, weight, bias, geometry, size)
+    return output if batched else output.squeeze(0)
 
 
 # --- The way of a call, and the memory of calls like one before: to look at everything afresh would
@@ -261,7 +265,9 @@ def _transposed_route_of(
     problem = _transposed_problem_of(
         input, weight, bias, stride, padding, output_padding, groups, dilation
     )
-    if problem is None or kind is _Kind.LAYERED or torch.is_autocast_enabled(input.device.type):
+    if problem is None or kind is _Kind.LAYERED or problem.missing != (0, 0):
+        return _Route(problem, None)
+    if torch.is_autocast_enabled(input.device.type):
         return _Route(problem, None)
     batched = input if problem.batched else input.unsqueeze(0)
     like = ops.result_like(batched, weight, problem.geometry, problem.size)
@@ -377,11 +383,11 @@ class _Problem(NamedTuple):
 
     geometry: ops.Geometry
     batched: bool  # (N, C, H, W), not (C, H, W).
-    missing: Pair  # Rows below and columns on the right that the padding lacks.
+    missing: Pair  # Rows of zeros below and columns on the right that the input lacks.
     size: Pair  # Height and width of the result.
 
 
-def _pair(value: int | Sequence[int]) -> Pair | None:
+def _pair(value: int | Sequence[int], kinds: tuple[type, ...] = (int,)) -> Pair | None:
     """(vertical, horizontal) of an int, or of one or two of them; None where it is none of these.
 
     A bool is none of these: PyTorch refuses it.
@@ -390,7 +396,7 @@ def _pair(value: int | Sequence[int]) -> Pair | None:
         rows, columns = value[0], value[-1]
     else:
         rows = columns = value
-    return (rows, columns) if type(rows) is int and type(columns) is int else None
+    return (rows, columns) if type(rows) in kinds and type(columns) in kinds else None
 
 
 def _problem_of(
@@ -452,7 +458,8 @@ def _transposed_problem_of(
 ) -> _Problem | None:
     """``_problem_of`` for a transposed convolution."""
     stride, dilation = _pair(strides), _pair(dilations)
-    padding, added = _pair(paddings), _pair(output_paddings)
+    # What is added is the module's output_size less the least one, and may be a traced number.
+    padding, added = _pair(paddings), _pair(output_paddings, (int, torch.SymInt))
     if stride is None or padding is None or added is None or dilation is None:
         return None
     if type(groups) is not int or input.dim() not in (3, 4) or weight.dim() != 4:
@@ -467,11 +474,12 @@ def _transposed_problem_of(
         return None
     if any(value < 1 for value in (*stride, *dilation)):
         return None
-    # Where more is added than a stride, it is the input gradient of no convolution.
-    if any(value < 0 for value in (*padding, *added)) or any(
-        added[axis] >= stride[axis] for axis in (0, 1)
-    ):
+    if any(value < 0 for value in (*padding, *added)):
         return None
+    if any(added[axis] >= max(stride[axis], dilation[axis]) for axis in (0, 1)):
+        return None
+    # A convolution of a result larger by a whole stride has a row more than there are.
+    missing = (added[0] // stride[0], added[1] // stride[1])
     rows, columns = (
         (size[axis] - 1) * stride[axis]
         - 2 * padding[axis]
@@ -483,7 +491,7 @@ def _transposed_problem_of(
     if rows < 1 or columns < 1:
         return None
     geometry = (stride, padding, dilation, groups)
-    return _Problem(geometry, input.dim() == 4, (0, 0), (rows, columns))
+    return _Problem(geometry, input.dim() == 4, missing, (rows, columns))
 
 
 @cache

@@ -107,7 +107,11 @@ def solve(
     """
     x, w, g = tensors
     if slot == OUTPUT:
-        return _call(CONV2D, x, w, bias, *geometry), None
+        if not torch.is_autocast_enabled(x.device.type):
+            return _call(CONV2D, x, w, bias, *geometry), None
+        # The operators have their dtype, and conv2d is the one that would heed autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            return _call(CONV2D, x, w, bias, *geometry), None
     if slot == INPUT:
         return _call(INPUT_GRADIENT, g, w, x, *geometry), None
     weight_grad, bias_grad = _call(WEIGHT_GRADIENT, g, x, w, *geometry, has_bias)
