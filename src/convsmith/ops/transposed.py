@@ -39,11 +39,12 @@ def conv_transpose2d(
 
 
 def result_like(input: Tensor, weight: Tensor, geometry: Geometry, size: Pair) -> Tensor:
-    """A tensor of the result's shape and of the memory format that ``input`` gives it.
+    """A tensor of the result's shape, which with ``weight`` gives the result its memory format.
 
-    One element seen as many, where that is contiguous: nobody looks at the elements.
+    One element seen as many, unless it has to be channels last: nobody looks at the elements.
     """
     shape = (input.shape[0], weight.shape[1] * geometry[3], *size)
-    if follows_channels_last(input.dtype, input):
+    by_input, by_weight = (follows_channels_last(input.dtype, tensor) for tensor in (input, weight))
+    if by_input and not by_weight:
         return input.new_empty_strided(shape, channels_last_strides(shape))
     return input.new_empty(()).expand(shape)
