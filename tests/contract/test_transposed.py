@@ -411,10 +411,8 @@ def test_plain_cpu_tensors_are_pytorchs(ways):
     assert ways == ["pytorch"]
 
 
-@ALL
+@backends("simulator", "cuda")
 def test_a_family_is_insisted_on(backend):
-    if backend.name == "operators":
-        pytest.skip("no kernel runs there")
     x, w, b = operands(backend.device, (2, 4, 9, 8), (4, 1, 3, 3), 4)
     y = convsmith.conv_transpose2d(x, w, b, 2, groups=4)
     for kernel in ("depthwise", "direct", "torch"):
