@@ -1,7 +1,8 @@
 """The three convolutions as plain functions of tensors: plan, then launch or hand to PyTorch.
 
 Nothing here knows of autograd. ``convsmith.ops`` calls these below every dispatcher layer, and
-``conv2d`` calls ``forward`` where no layer has anything to do.
+``conv2d`` and ``conv_transpose2d`` call ``forward`` and ``input_gradient``, in two steps, where no
+layer has anything to do.
 
 Results are laid out as PyTorch does on a GPU: channels last where ``follows_channels_last`` says
 so of the forward convolution's input and weight, for the gradients too. What is traced or compiled
@@ -11,6 +12,7 @@ rests on it.
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
 
 import torch
 from torch import Tensor
@@ -99,8 +101,9 @@ def input_gradient(
     groups: int,
 ) -> Tensor:
     """d(sum(grad_output * y)) / d(input); ``input_like`` gives its shape and layout."""
-    geometry = (stride, padding, dilation, groups)
-    launch = _launch_for(Direction.GRAD_INPUT, input_like, weight, None, grad_output, geometry)
+    launch = input_gradient_launch(
+        grad_output, weight, input_like, stride, padding, dilation, groups
+    )
     if launch is None:
         input_grad = torch.ops.aten.convolution_backward.default(
             grad_output,
@@ -116,6 +119,25 @@ def input_gradient(
             (True, False, False),
         )[0]
         return _laid_out(input_grad, input_like, weight)
+    return run_input_gradient(launch, grad_output, weight)
+
+
+def input_gradient_launch(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_like: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> Launch | None:
+    """What ``input_gradient`` launches for these tensors; None where it is PyTorch's."""
+    geometry = (stride, padding, dilation, groups)
+    return _launch_for(Direction.GRAD_INPUT, input_like, weight, None, grad_output, geometry)
+
+
+def run_input_gradient(launch: Launch, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """The gradient, by the launch that ``input_gradient_launch`` gave for tensors like these."""
     input_grad = _result(launch.plan, grad_output)
     launch(grad_output, weight, input_grad, _workspace(launch.plan, grad_output))
     return input_grad
@@ -180,8 +202,41 @@ def prefers_torch(
             directions.append(Direction.GRAD_INPUT)
         if weight.requires_grad or (bias is not None and bias.requires_grad):
             directions.append(Direction.GRAD_WEIGHT)
+    return _are_pytorchs(directions, input, weight, bias, None, geometry)
+
+
+def prefers_torch_transposed(
+    grad_output: Tensor,
+    weight: Tensor,
+    input_like: Tensor,
+    stride: Pair,
+    padding: Pair,
+    dilation: Pair,
+    groups: int,
+) -> bool:
+    """``prefers_torch`` for a call that computes an input gradient: a transposed convolution."""
+    if not takes(grad_output.device.type):
+        return True
+    geometry = (stride, padding, dilation, groups)
+    directions = [Direction.GRAD_INPUT]
+    if torch.is_grad_enabled():
+        if grad_output.requires_grad:
+            directions.append(Direction.FORWARD)
+        if weight.requires_grad:
+            directions.append(Direction.GRAD_WEIGHT)
+    return _are_pytorchs(directions, input_like, weight, None, grad_output, geometry)
+
+
+def _are_pytorchs(
+    directions: Sequence[Direction],
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    grad_output: Tensor | None,
+    geometry: _Geometry,
+) -> bool:
     return all(
-        _launch_for(direction, input, weight, bias, None, geometry) is None
+        _launch_for(direction, input, weight, bias, grad_output, geometry) is None
         for direction in directions
     )
 

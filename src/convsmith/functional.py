@@ -1,8 +1,8 @@
-"""``convsmith.conv2d``: F.conv2d in everything but its speed.
+"""``convsmith.conv2d`` and ``conv_transpose2d``: those of F in everything but their speed.
 
 A call is understood just far enough to know that it is an ordinary one, which ConvSmith's kernels
-take. Every other call goes as it came to PyTorch's own conv2d, which does it or says what is wrong
-with it: nobody keeps PyTorch's contract better than PyTorch.
+take. Every other call goes as it came to PyTorch's own function, which does it or says what is
+wrong with it: nobody keeps PyTorch's contract better than PyTorch.
 """
 
 from __future__ import annotations
@@ -25,8 +25,9 @@ from convsmith import execute, ops
 from convsmith.ops.layers import is_plain, nobody_looks_on
 from convsmith.spec import Pair, output_extent, supported_dtypes
 
-# Taken now, so that F.conv2d may be replaced by ours.
+# Taken now, so that those of F may be replaced by ours.
 _torch_conv2d = torch.conv2d
+_torch_conv_transpose2d = torch.conv_transpose2d
 
 
 def conv2d(
@@ -66,7 +67,7 @@ def conv2d(
     problem, run = route
     if problem is None:
         return _torch_conv2d(input, weight, bias, stride, padding, dilation, groups)
-    geometry, batched, missing = problem
+    geometry, batched, missing, _ = problem
     if not batched:
         input = input.unsqueeze(0)
     if missing != (0, 0):
@@ -78,6 +79,69 @@ def conv2d(
         output = run(input, weight, bias)
     else:
         output = ops.conv2d(input, weight, bias, geometry)
+    return output if batched else output.squeeze(0)
+
+
+def conv_transpose2d(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None = None,
+    stride: int | Sequence[int] = 1,
+    padding: int | Sequence[int] = 0,
+    output_padding: int | Sequence[int] = 0,
+    groups: int = 1,
+    dilation: int | Sequence[int] = 1,
+) -> Tensor:
+    """y = bias + the gradient of sum(input * conv2d(x, weight)) in x: a transposed convolution.
+
+    ``torch.nn.functional.conv_transpose2d``, faster: the same arguments, results, gradients and
+    errors. It runs the kernels that compute the input gradient of a convolution with this weight;
+    the bias is added to their result in place, by PyTorch.
+
+    Args:
+        input: (N, K, P, Q) or (K, P, Q), of any strides.
+        weight: (K, C / groups, R, S), of any strides.
+        bias: (C), or None.
+        stride, padding, dilation: of that convolution; one number, or (vertical, horizontal).
+        output_padding: likewise; rows more below, and columns more on the right. Smaller than
+            either the stride or the dilation; from the stride on it takes a padded copy.
+        groups: the parts that the channels fall into.
+
+    Returns:
+        (N, C, H, W) or (C, H, W); H = (P - 1) * stride - 2 * padding + dilation * (R - 1)
+        + output_padding + 1, and W likewise. Channels last where ``input`` or ``weight`` is.
+
+    Raises:
+        RuntimeError, TypeError: what PyTorch raises for the same arguments.
+    """
+    key = _key_of(input, weight, bias, stride, padding, dilation, groups)
+    if key is not None:
+        added = tuple(output_padding) if type(output_padding) is list else output_padding
+        key = (key, added) if _is_one_of_its_kind(added) else None
+    route = None if key is None else _routes.get(key)
+    if route is None:
+        route = _transposed_route_of(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+        if key is not None:
+            _remember(key, route)
+    problem, run = route
+    if problem is None:
+        return _torch_conv_transpose2d(
+            input, weight, bias, stride, padding, output_padding, groups, dilation
+        )
+    geometry, batched, missing, size = problem
+    if not batched:
+        input = input.unsqueeze(0)
+    if missing != (0, 0):
+        rows, columns = missing
+        input = torch.constant_pad_nd(input, (0, columns, 0, rows))
+    if run is not None and nobody_looks_on():
+        output = run(input, weight, None)
+        if bias is not None:
+            output.add_(bias[:, None, None])
+    else:
+        output = ops.conv_transpose2d(input, weight, bias, geometry, size)
     return output if batched else output.squeeze(0)
 
 
@@ -180,8 +244,45 @@ def _route_of(
     if launch is None:
         return _Route(problem, None)
     run = partial(execute.run_forward, launch)
-    differentiated = torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias)
-    return _Route(problem, ops.recorded(run, problem.geometry) if differentiated else run)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias):
+        return _Route(problem, ops.recorded(ops.CONV2D, run, problem.geometry))
+    return _Route(problem, run)
+
+
+def _transposed_route_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    stride: int | Sequence[int],
+    padding: int | Sequence[int],
+    output_padding: int | Sequence[int],
+    groups: int,
+    dilation: int | Sequence[int],
+) -> _Route:
+    kind = _kind_of(input, weight, bias)
+    if kind is _Kind.FOREIGN:
+        return _Route(None, None)
+    problem = _transposed_problem_of(
+        input, weight, bias, stride, padding, output_padding, groups, dilation
+    )
+    if problem is None or kind is _Kind.LAYERED or problem.missing != (0, 0):
+        return _Route(problem, None)
+    if torch.is_autocast_enabled(input.device.type):
+        return _Route(problem, None)
+    batched = input if problem.batched else input.unsqueeze(0)
+    like = ops.result_like(batched, weight, problem.geometry, problem.size)
+    if execute.prefers_torch_transposed(batched, weight, like, *problem.geometry):
+        return _Route(None, None)
+    launch = execute.input_gradient_launch(batched, weight, like, *problem.geometry)
+    if launch is None:
+        return _Route(problem, None)
+
+    def run(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+        return execute.run_input_gradient(launch, input, weight)
+
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight):
+        return _Route(problem, ops.recorded(ops.INPUT_GRADIENT, run, problem.geometry))
+    return _Route(problem, run)
 
 
 # --- Which tensors are ours.
@@ -282,10 +383,11 @@ class _Problem(NamedTuple):
 
     geometry: ops.Geometry
     batched: bool  # (N, C, H, W), not (C, H, W).
-    missing: Pair  # Rows below and columns on the right that the padding lacks.
+    missing: Pair  # Rows of zeros below and columns on the right that the input lacks.
+    size: Pair  # Height and width of the result.
 
 
-def _pair(value: int | Sequence[int]) -> Pair | None:
+def _pair(value: int | Sequence[int], kinds: tuple[type, ...] = (int,)) -> Pair | None:
     """(vertical, horizontal) of an int, or of one or two of them; None where it is none of these.
 
     A bool is none of these: PyTorch refuses it.
@@ -294,7 +396,7 @@ def _pair(value: int | Sequence[int]) -> Pair | None:
         rows, columns = value[0], value[-1]
     else:
         rows = columns = value
-    return (rows, columns) if type(rows) is int and type(columns) is int else None
+    return (rows, columns) if type(rows) in kinds and type(columns) in kinds else None
 
 
 def _problem_of(
@@ -332,13 +434,64 @@ def _problem_of(
             padding, missing = (rows // 2, columns // 2), (rows % 2, columns % 2)
         else:
             return None
-    for axis in (0, 1):
-        extent = output_extent(
+    rows, columns = (
+        output_extent(
             size[axis] + missing[axis], kernel[axis], stride[axis], padding[axis], dilation[axis]
         )
-        if padding[axis] < 0 or extent < 1:
-            return None
-    return _Problem((stride, padding, dilation, groups), input.dim() == 4, missing)
+        for axis in (0, 1)
+    )
+    if padding[0] < 0 or padding[1] < 0 or rows < 1 or columns < 1:
+        return None
+    geometry = (stride, padding, dilation, groups)
+    return _Problem(geometry, input.dim() == 4, missing, (rows, columns))
+
+
+def _transposed_problem_of(
+    input: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    strides: int | Sequence[int],
+    paddings: int | Sequence[int],
+    output_paddings: int | Sequence[int],
+    groups: int,
+    dilations: int | Sequence[int],
+) -> _Problem | None:
+    """``_problem_of`` for a transposed convolution."""
+    stride, dilation = _pair(strides), _pair(dilations)
+    # What is added is the module's output_size less the least one, and may be a traced number.
+    padding, added = _pair(paddings), _pair(output_paddings, (int, torch.SymInt))
+    if stride is None or padding is None or added is None or dilation is None:
+        return None
+    if type(groups) is not int or input.dim() not in (3, 4) or weight.dim() != 4:
+        return None
+    channels, *size = input.shape[-3:]
+    in_channels, group_channels, *kernel = weight.shape
+    if any(value < 1 for value in (groups, channels, group_channels, *size, *kernel)):
+        return None
+    if channels != in_channels or channels % groups:
+        return None
+    if bias is not None and (bias.dim() != 1 or bias.shape[0] != group_channels * groups):
+        return None
+    if any(value < 1 for value in (*stride, *dilation)):
+        return None
+    if any(value < 0 for value in (*padding, *added)):
+        return None
+    if any(added[axis] >= max(stride[axis], dilation[axis]) for axis in (0, 1)):
+        return None
+    # A convolution of a result larger by a whole stride has a row more than there are.
+    missing = (added[0] // stride[0], added[1] // stride[1])
+    rows, columns = (
+        (size[axis] - 1) * stride[axis]
+        - 2 * padding[axis]
+        + dilation[axis] * (kernel[axis] - 1)
+        + added[axis]
+        + 1
+        for axis in (0, 1)
+    )
+    if rows < 1 or columns < 1:
+        return None
+    geometry = (stride, padding, dilation, groups)
+    return _Problem(geometry, input.dim() == 4, missing, (rows, columns))
 
 
 @cache
@@ -353,3 +506,4 @@ def _warn_of_copy() -> None:
 
 # A scripted module or function has PyTorch's convolution in it, and runs without ConvSmith.
 _register_builtin(conv2d, "aten::conv2d")
+_register_builtin(conv_transpose2d, "aten::conv_transpose2d")

@@ -29,14 +29,18 @@ def upstream_of(output: Tensor) -> Tensor:
     return upstream.to(output.device, output.dtype)
 
 
-def references(tensors: Sequence[Tensor | None], **arguments: Any) -> list[Tensor]:
-    """What F.conv2d and its gradients are in float64, rounded to the dtype of the tensors.
+def references(
+    tensors: Sequence[Tensor | None],
+    function: Callable[..., Tensor] = F.conv2d,
+    **arguments: Any,
+) -> list[Tensor]:
+    """What ``function`` and its gradients are in float64, rounded to the dtype of the tensors.
 
     PyTorch's own results are no reference in 16 bits: on a CPU it rounds while it accumulates.
     """
     dtype = next(tensor.dtype for tensor in tensors if tensor is not None)
     exact = [None if tensor is None else tensor.double() for tensor in tensors]
-    return [result.to(dtype) for result in results_and_gradients(F.conv2d, exact, **arguments)]
+    return [result.to(dtype) for result in results_and_gradients(function, exact, **arguments)]
 
 
 def assert_close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:

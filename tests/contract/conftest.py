@@ -22,15 +22,17 @@ def backend(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> 
     if name == "operators":
         monkeypatch.setattr(execute, "takes", lambda device_type: True)
         monkeypatch.setattr(execute, "prefers_torch", lambda *arguments: False)
+        monkeypatch.setattr(execute, "prefers_torch_transposed", lambda *arguments: False)
     elif name == "simulator":
         way = convsmith.simulator()
-    torch_conv2d = functional._torch_conv2d
+    for function in ("_torch_conv2d", "_torch_conv_transpose2d"):
+        pytorchs = getattr(functional, function)
 
-    def counted(*arguments):
-        chosen.handed_over += 1
-        return torch_conv2d(*arguments)
+        def counted(*arguments, pytorchs=pytorchs):
+            chosen.handed_over += 1
+            return pytorchs(*arguments)
 
-    monkeypatch.setattr(functional, "_torch_conv2d", counted)
+        monkeypatch.setattr(functional, function, counted)
     functional._routes.clear()
     # Our kernels, whatever the planner would choose.
     kernel = nullcontext() if name == "operators" else convsmith.use_kernel("direct")

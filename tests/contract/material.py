@@ -18,15 +18,17 @@ def internal(name: str) -> Any:
 
 
 @cache
-def opinfo() -> Any:
-    """PyTorch's description of F.conv2d: samples, error inputs, how to check gradients."""
+def opinfo(function: str = "conv2d") -> Any:
+    """PyTorch's description of a function of F: samples, error inputs, how to check gradients."""
     operators = internal("common_methods_invocations").op_db
-    return next(op for op in operators if op.name == "nn.functional.conv2d")
+    return next(op for op in operators if op.name == f"nn.functional.{function}")
 
 
-def samples(device: str, dtype: torch.dtype, requires_grad: bool = False) -> list[Any]:
+def samples(
+    device: str, dtype: torch.dtype, requires_grad: bool = False, function: str = "conv2d"
+) -> list[Any]:
     """OpInfo's sample inputs."""
-    return list(opinfo().sample_inputs(device, dtype, requires_grad=requires_grad))
+    return list(opinfo(function).sample_inputs(device, dtype, requires_grad=requires_grad))
 
 
 def tensors_of(sample: Any) -> list[Any]:

@@ -15,7 +15,7 @@ DEVICES = {
 
 @dataclass
 class Backend:
-    """One way to run, and how many calls were handed to PyTorch's conv2d all the same."""
+    """One way to run, and how many calls were handed to PyTorch's functions all the same."""
 
     name: str
     device: str

@@ -24,8 +24,17 @@ from convsmith.ops.operators import (
     Geometry,
     conv2d,
 )
+from convsmith.ops.transposed import conv_transpose2d, result_like
 
-__all__ = ["Geometry", "conv2d", "recorded"]
+__all__ = [
+    "CONV2D",
+    "INPUT_GRADIENT",
+    "Geometry",
+    "conv2d",
+    "conv_transpose2d",
+    "recorded",
+    "result_like",
+]
 
 for _operator, _fake, _vmap, _count in (
     (CONV2D, computation.fake_conv2d, vmap.conv2d, computation.count_conv2d),

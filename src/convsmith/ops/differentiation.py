@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from torch.autograd.function import _SingleLevelFunction
 
 from convsmith.ops.computation import output_shape
-from convsmith.ops.operators import CONV2D, OUTPUT, WEIGHT, Geometry, Operator, solve
+from convsmith.ops.operators import OUTPUT, WEIGHT, Geometry, Operator, solve
 from convsmith.spec import Pair
 
 
@@ -53,10 +53,16 @@ def differentiable(
 
 
 def recorded(
-    run: Callable[[Tensor, Tensor, Tensor | None], Tensor], geometry: Geometry
+    operator: Operator,
+    run: Callable[[Tensor, Tensor, Tensor | None], Tensor],
+    geometry: Geometry,
 ) -> Callable[[Tensor, Tensor, Tensor | None], Tensor]:
-    """``run``, which computes conv2d of plain tensors, recorded by autograd past the dispatcher."""
-    return partial(_apply, _Call(CONV2D, run, None, geometry, ()))
+    """``run``, which does what ``operator`` does for plain tensors, recorded by autograd.
+
+    It goes past the dispatcher. The operator is conv2d or the input gradient; the latter's ``run``
+    is given None for a bias.
+    """
+    return partial(_apply, _Call(operator, run, None, geometry, ()))
 
 
 class _Call(NamedTuple):

@@ -107,20 +107,24 @@ def solve(
     """
     x, w, g = tensors
     if slot == OUTPUT:
-        return conv2d(x, w, bias, geometry), None
+        if not torch.is_autocast_enabled(x.device.type):
+            return _call(CONV2D, x, w, bias, *geometry), None
+        # The operators have their dtype, and conv2d is the one that would heed autocast.
+        with torch.autocast(x.device.type, enabled=False):
+            return _call(CONV2D, x, w, bias, *geometry), None
     if slot == INPUT:
-        return _gradient(INPUT_GRADIENT, g, w, x, *geometry), None
-    weight_grad, bias_grad = _gradient(WEIGHT_GRADIENT, g, x, w, *geometry, has_bias)
+        return _call(INPUT_GRADIENT, g, w, x, *geometry), None
+    weight_grad, bias_grad = _call(WEIGHT_GRADIENT, g, x, w, *geometry, has_bias)
     return weight_grad, bias_grad if has_bias else None
 
 
-def _gradient(operator: Operator, *arguments: Any) -> Any:
-    """A gradient operator; past the dispatcher in an ordinary backward pass."""
+def _call(operator: Operator, *arguments: Any) -> Any:
+    """An operator; past the dispatcher in an ordinary backward pass."""
     if (
         not torch.compiler.is_compiling()
         and not torch.is_grad_enabled()
         and nobody_looks_on()
-        and all(map(is_plain, arguments[:3]))
+        and all(tensor is None or is_plain(tensor) for tensor in arguments[:3])
     ):
         return operator.compute(*arguments)
     return operator.overload(*arguments)
