@@ -12,12 +12,7 @@
 //
 //   implicit_gemm_problem.cuh   what a convolution is to the family; tiles, shared memory
 //   implicit_gemm_pack.cuh      weights, as the tensor cores read them
-//   implicit_gemm_weights.cuh   weights on their way to shared memory
-//   implicit_gemm_load.cuh      patches on theirs
-//   implicit_gemm_source.cuh    the input as tiles of outputs meet it
-//   implicit_gemm_quads.cuh     how it is read where rows lie contiguously
-//   implicit_gemm_singles.cuh   and where they do not
-//   implicit_gemm_patch.cuh     how its values become operands
+//   implicit_gemm_load.cuh      patches and weights on their way to shared memory
 //   implicit_gemm_multiply.cuh  products
 //   implicit_gemm_store.cuh     sums on their way to the output
 #pragma once
@@ -25,7 +20,6 @@
 #include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
 #include "implicit_gemm_store.cuh"
-#include "implicit_gemm_weights.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -90,7 +84,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         ptx::setmaxnreg_dec<S::kLoaderRegisters>();
         const int loader = thread - S::kConsumers * ptx::kWarpgroup;
         if (loader >= 32) {
-            load_patches<S>(problem, input, shared, head, loader - 32);
+            PatchLoader<S>(problem, input, shared, head, loader - 32).load();
         } else if (loader == 0) {
             WeightLoader<S>(problem, packed, shared, head).load();
         }

@@ -51,7 +51,7 @@ def obstacle(spec: ConvSpec) -> str | None:
     tiling = configure(spec, 1)
     if tiling is None:
         return "its patches do not fit into shared memory"
-    if spec.input_shape[0] * tiling.patch.tall_height >= 2**31:
+    if spec.input_shape[0] * tiling.tall_height >= 2**31:
         return "its images have more rows than 32 bits count"
     return None
 
@@ -69,18 +69,17 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
     """What the kernel is told of ``spec`` at run time."""
     forward = forward_of(spec)
     shape = configuration.shape
-    patch = configuration.patch
     numbers = (  # Problem of implicit_gemm_problem.cuh
         *(forward.batch, forward.groups, forward.channels, forward.filters),
         *(*forward.in_size, *forward.out_size, *forward.kernel),
         *(*forward.stride, *forward.padding, *forward.dilation),
         *(*forward.in_strides, *forward.out_strides),
         *(*forward.weight_strides, forward.first_weight),
-        patch.tall_height,
+        configuration.tall_height,
         *(shape.columns, shape.down, shape.right, shape.rows),
-        *patch.phases,
-        *(patch.rows, patch.pitch, patch.row_quads),
-        *(configuration.patch_stages, configuration.weight_stages, configuration.stores_in_turn),
+        *configuration.phases,
+        *(configuration.patch_rows, configuration.pitch, configuration.patch_stages),
+        *(configuration.weight_stages, configuration.stores_in_turn),
         *(configuration.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs),
         configuration.blocks,
@@ -92,11 +91,9 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     """What ``Specialisation`` of implicit_gemm_problem.cuh is instantiated with."""
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
-    return (
-        *(_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds),
-        *(str(configuration.patch.row_quads > 0).lower(), str(configuration.block_channels)),
-        str(configuration.stage_taps),
-    )
+    numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
+    first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
+    return (*first, *map(str, numbers))
 
 
 def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:

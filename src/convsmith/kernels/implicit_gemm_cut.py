@@ -42,29 +42,6 @@ SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
 
 
 @dataclass(frozen=True)
-class Patch:
-    """What a tile of outputs meets. Pairs are (rows, columns).
-
-    Args:
-        tall_height: padded input rows of an image.
-        phases: of the stride, that taps meet.
-        rows, pitch: of each phase, in pixels.
-        row_quads: of a row of the input that is met, if it is read by four neighbours; or 0.
-    """
-
-    tall_height: int
-    phases: Pair
-    rows: int
-    pitch: int
-    row_quads: int
-
-    @property
-    def pixels(self) -> int:
-        """Of all phases."""
-        return self.phases[0] * self.phases[1] * self.rows * self.pitch
-
-
-@dataclass(frozen=True)
 class Configuration:
     """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
 
@@ -73,8 +50,11 @@ class Configuration:
         unfolds: each channel and tap is a channel of its own, and the only tap.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
-        patch: what a tile meets.
+        tall_height: padded input rows of an image.
+        phases: of the stride, that taps meet.
+        patch_rows, pitch: of each phase of a patch, in pixels.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
+        ahead: groups of vectors that a loading thread has on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
         stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
@@ -89,9 +69,13 @@ class Configuration:
     splits_filters: bool
     unfolds: bool
     shape: Halves
-    patch: Patch
+    tall_height: int
+    phases: Pair
+    patch_rows: int
+    pitch: int
     channel_blocks: int
     block_channels: int
+    ahead: int
     patch_stages: int
     weight_stages: int
     weights_stay: bool

@@ -1,37 +1,455 @@
 // Patches on their way to shared memory: what a tile of outputs meets of S::kBlockChannels
 // channels, as 16-bit operands [high, low][channels / kVector][pixel][kVector].
+//
+// A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
+// copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
+// patch or tile those belong to, and rounds or splits a group when it has arrived.
+//
+// float32 values are scaled to the range of 16 bits by a power of two. All loading threads keep one
+// scale for as long as it suits; where a patch does not suit it, they take it over again.
 #pragma once
 
-#include "implicit_gemm_patch.cuh"
-#include "implicit_gemm_quads.cuh"
-#include "implicit_gemm_singles.cuh"
+#include <climits>
+
+#include "implicit_gemm_pack.cuh"
+#include "ptx/cp_async.cuh"
+#include "ptx/load.cuh"
+#include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
 
-// Brings the patches of all channels of a block's tiles.
+inline constexpr int kLoadersBarrier = 1;  // its number
+
 template <typename S>
-__device__ __forceinline__ void load_patches(const Problem& problem, const typename S::Value* input,
-                                             unsigned char* shared, typename Shared<S>::Head& head,
-                                             int thread) {
-    using Reader = std::conditional_t<S::kReadsQuads, QuadReader<S>, SingleReader<S>>;
-    auto* tables = reinterpret_cast<int*>(shared + Shared<S>(problem).tables);
-    Reader reader(problem, input, tables, head, thread);
-    PatchWriter<S> writer(problem, shared, head, thread);
-#pragma unroll 1
-    for (TileWalk<S> tiles(problem); tiles.exists(); tiles.advance()) {
-        reader.begin(tiles.tile());
-#pragma unroll 1
-        for (int channel = 0; channel < S::channels(problem); channel += S::kBlockChannels) {
-            auto* to = writer.begin();
-            reader.visit(channel, [&](int vector, const auto& values) {
-                writer.write(to + vector, values);
-            });
-            writer.end([&](const auto& visitor) {
-                reader.visit(channel,
-                             [&](int vector, const auto& values) { visitor(to + vector, values); });
-            });
+class PatchLoader {
+  public:
+    using T = typename S::Value;
+    using Operand = typename S::Operand;
+    static constexpr int kThreads = S::kLoadingThreads;
+
+    __device__ PatchLoader(const Problem& problem, const T* input, unsigned char* shared,
+                           typename Shared<S>::Head& head, int thread)
+        : problem_(problem), input_(input), head_(head), thread_(thread) {
+        const Shared<S> parts(problem);
+        patches_ = shared + parts.patches;
+        pixels_ = S::patch_pixels(problem);
+        groups_ = (S::kVectors * pixels_ + kThreads * S::kAtOnce - 1) / (kThreads * S::kAtOnce);
+        steps_ = reinterpret_cast<int*>(shared + parts.tables);
+        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread;
+        const int pitch = static_cast<int>(problem_.pitch);
+        const int rows = static_cast<int>(problem_.patch_rows);
+        const int across = static_cast<int>(problem_.phases[1]);
+        for (int pixel = thread; pixel < pixels_; pixel += kThreads) {
+            const int phase = pixel / (rows * pitch);
+            int row = pixel / pitch % rows, column = pixel % pitch;
+            if constexpr (!S::kUnfolds) {
+                row = step_to(row, phase / across, 0);
+                column = step_to(column, phase % across, 1);
+            }
+            steps_[pixel] = row << 16 | column;
         }
     }
-}
+
+    // Brings the patches of all channels of a block's tiles.
+    __device__ __forceinline__ void load() {
+        begin_tile();
+#pragma unroll 1
+        for (int i = 0; i < S::kAhead; ++i) begin_group();
+#pragma unroll 1
+        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
+             tile += static_cast<int>(gridDim.x)) {
+#pragma unroll 1
+            for (int channel = 0; channel < S::channels(problem_); channel += S::kBlockChannels) {
+                load_patch(tile, channel);
+            }
+        }
+    }
+
+  private:
+    static constexpr int kNone = INT_MIN;  // the place of what is padding
+
+    // The input row (or column) of a pixel of a phase, from the first one of the patch.
+    __device__ __forceinline__ int step_to(int index, int phase, int axis) const {
+        const auto stride = static_cast<int>(problem_.stride[axis]);
+        return index * stride + phase * static_cast<int>(problem_.dilation[axis]) % stride;
+    }
+
+    // Where a tile's patches begin: the image that its first row is of, that row, in the padded
+    // image, and the first column. All a tile meets is within offsets of 32 bits from that image's
+    // first channel, at `plane`.
+    struct Corner {
+        int image, row, column;
+        const T* plane;
+    };
+
+    __device__ __forceinline__ Corner corner_of(const Tile& tile) const {
+        const int row = tile.row * static_cast<int>(problem_.stride[0]);
+        const int tall = static_cast<int>(problem_.tall_height);
+        const int image = row / tall;
+        const int column = tile.column * static_cast<int>(problem_.stride[1]);
+        const T* plane = input_ + image * problem_.in_strides[0] +
+                         tile.group * problem_.channels * problem_.in_strides[1];
+        return {image, row - image * tall, column - static_cast<int>(problem_.padding[1]), plane};
+    }
+
+    // Where a pixel lies from the corner's plane, or kNone; and its row and column in the image, in
+    // 16 bits each.
+    struct Pixel {
+        int place, corner;
+    };
+
+    __device__ __forceinline__ Pixel pixel_of(const Corner& corner, int pixel) const {
+        const int step = steps_[pixel];
+        const int stride_h = S::kUnfolds ? static_cast<int>(problem_.stride[0]) : 1;
+        const int stride_w = S::kUnfolds ? static_cast<int>(problem_.stride[1]) : 1;
+        const int tall = static_cast<int>(problem_.tall_height);
+        int h = corner.row + (step >> 16) * stride_h, image = 0;
+        while (h >= tall) {
+            h -= tall;
+            ++image;
+        }
+        h -= static_cast<int>(problem_.padding[0]);
+        const int w = corner.column + (step & 0xffff) * stride_w;
+        bool exists = corner.image + image < static_cast<int>(problem_.images);
+        if constexpr (!S::kUnfolds) exists = exists && is_within(h, 0) && is_within(w, 1);
+        const int place = image * static_cast<int>(problem_.in_strides[0]) +
+                          h * static_cast<int>(problem_.in_strides[2]) +
+                          w * static_cast<int>(problem_.in_strides[3]);
+        return {exists ? place : kNone,
+                static_cast<int>(static_cast<unsigned>(h) << 16 | (w & 0xffffu))};
+    }
+
+    __device__ __forceinline__ bool is_within(int place, int axis) const {
+        return static_cast<unsigned>(place) < static_cast<unsigned>(problem_.in_size[axis]);
+    }
+
+    // Calls `visitor` for each of kVector channels of a pixel, from `channel` on: with its number,
+    // where it lies, and whether it exists. `plane` is where the first one begins, or the group's
+    // first one if they are unfolded.
+    template <bool kAllExist, typename Visitor>
+    __device__ __forceinline__ void visit_channels(const T* plane, const Pixel& pixel, int channel,
+                                                   const Visitor& visitor) const {
+        const bool exists = pixel.place != kNone;
+        const T* from = plane + (exists ? pixel.place : 0);
+        if constexpr (S::kUnfolds) {
+            const bool is_run = exists && (kAllExist || channel < S::channels(problem_));
+            const int run = is_run ? channel / kVector : 0;
+            const int step = head_.steps[run];
+            const int h = (pixel.corner >> 16) + (step >> 16);
+            const int count = is_run && is_within(h, 0) ? head_.counts[run] : 0;
+            int w = static_cast<std::int16_t>(pixel.corner & 0xffff) + (step & 0xffff);
+            from += head_.offsets[run];
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                visitor(c, from, c < count && is_within(w, 1));
+                w += static_cast<int>(problem_.dilation[1]);
+                from += problem_.dilation[1] * problem_.in_strides[3];
+            }
+        } else {
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                visitor(c, from, exists && (kAllExist || channel + c < S::channels(problem_)));
+                from += problem_.in_strides[1];
+            }
+        }
+    }
+
+    // Where the places of the pixels of the tile that is copied are; and their corners.
+    __device__ __forceinline__ int* places() const {
+        return steps_ + (1 + next_table_ * (Shared<S>::kTables / 2)) * S::padded_pixels(problem_);
+    }
+    __device__ __forceinline__ int* corners() const {
+        return places() + S::padded_pixels(problem_);
+    }
+
+    // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
+    // threads may still be copying the tile before.
+    __device__ __forceinline__ void begin_tile() {
+        if (!next_.exists()) return;
+        const Corner corner = corner_of(next_.tile());
+        next_table_ ^= 1;
+#pragma unroll 1
+        for (int i = thread_; i < pixels_; i += kThreads) {
+            const Pixel pixel = pixel_of(corner, i);
+            places()[i] = pixel.place;
+            if constexpr (S::kUnfolds) corners()[i] = pixel.corner;
+        }
+        ptx::bar_sync(kLoadersBarrier, kThreads);
+        plane_ = corner.plane;
+        begin_block(0);
+    }
+
+    // Goes over to the channels from `channel` on, which begin at plane_.
+    __device__ __forceinline__ void begin_block(int channel) {
+        next_block_ = channel;
+        next_group_ = 0;
+        next_channel_ = channel;
+        next_plane_ = plane_;
+        next_pixel_ = thread_;
+        wrap_pixel();
+    }
+
+    // Past the last pixel, the next channels' first one follows.
+    __device__ __forceinline__ void wrap_pixel() {
+        while (next_pixel_ >= pixels_) {
+            next_pixel_ -= pixels_;
+            next_channel_ += kVector;
+            if constexpr (!S::kUnfolds) next_plane_ += kVector * problem_.in_strides[1];
+        }
+    }
+
+    // Begins to copy this thread's next group of vectors.
+    __device__ __forceinline__ void begin_group() {
+        if (next_.exists()) {
+            T* to = ring_ + next_stage_ * Shared<S>::kGroupValues;
+            if (next_block_ + S::kBlockChannels <= S::channels(problem_)) {
+                copy_group<true>(to);
+            } else {
+                copy_group<false>(to);
+            }
+            next_stage_ = next_stage_ == S::kAhead ? 0 : next_stage_ + 1;
+            if (++next_group_ == groups_) end_block();
+        }
+        ptx::cp_async_commit_group();
+    }
+
+    __device__ __forceinline__ void end_block() {
+        const int channel = next_block_ + S::kBlockChannels;
+        if (channel < S::channels(problem_)) {
+            if constexpr (!S::kUnfolds) plane_ += S::kBlockChannels * problem_.in_strides[1];
+            begin_block(channel);
+        } else {
+            next_.advance();
+            begin_tile();
+        }
+    }
+
+    template <bool kAllExist>
+    __device__ __forceinline__ void copy_group(T* to) {
+        T values[S::kAtOnce][kVector];  // asynchronous copies are of four bytes at least
+#pragma unroll
+        for (int i = 0; i < S::kAtOnce; ++i) {
+            const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
+            Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
+            if constexpr (S::kUnfolds) pixel.corner = corners()[next_pixel_];
+            visit_channels<kAllExist>(
+                next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
+                    if constexpr (sizeof(T) == 4) {
+                        ptx::cp_async<4>(to + (i * kVector + c) * kThreads, from, exists);
+                    } else {
+                        values[i][c] = ptx::load_if(exists, from, Element<T>::narrow(0));
+                    }
+                });
+            next_pixel_ += kThreads;
+            wrap_pixel();
+        }
+        if constexpr (sizeof(T) != 4) {
+#pragma unroll
+            for (int i = 0; i < S::kAtOnce; ++i) {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) to[(i * kVector + c) * kThreads] = values[i][c];
+            }
+        }
+    }
+
+    __device__ __forceinline__ void load_patch(int tile, int channel) {
+        ptx::mbarrier_wait(head_.patch_empty + patch_.stage, patch_.parity ^ 1);
+        auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
+            patches_ + patch_.stage * S::patch_bytes(problem_));
+        float largest = 0;
+#pragma unroll 1
+        for (int group = 0; group < groups_; ++group) {
+            begin_group();
+            ptx::cp_async_wait_group<S::kAhead>();
+            largest = fmaxf(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
+        }
+        if constexpr (S::kScales) {
+            const unsigned bits = largest_of_all(magnitude_bits(largest));
+            if (!suits(bits)) take_over(tile, channel, to, bits);
+            if (thread_ == 0) head_.scales[patch_.stage] = scale_;
+        }
+        ptx::fence_proxy_async();
+        ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
+        patch_.advance(static_cast<int>(problem_.patch_stages));
+    }
+
+    // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
+    // magnitude, infinity included.
+    __device__ __forceinline__ float convert_group(Vector<Operand, kVector>* to, int vector) {
+        const T* from = ring_ + stage_ * Shared<S>::kGroupValues;
+        stage_ = stage_ == S::kAhead ? 0 : stage_ + 1;
+        T values[S::kAtOnce][kVector];
+#pragma unroll
+        for (int i = 0; i < S::kAtOnce; ++i) {
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) values[i][c] = from[(i * kVector + c) * kThreads];
+        }
+        float largest = 0;
+#pragma unroll
+        for (int i = 0; i < S::kAtOnce; ++i) {
+            convert(values[i], to, vector + i * kThreads);
+            if constexpr (S::kScales) largest = fmaxf(largest, largest_of(values[i]));
+        }
+        return largest;
+    }
+
+    static __device__ __forceinline__ float largest_of(const float (&values)[kVector]) {
+        float pairs[kVector / 2];
+#pragma unroll
+        for (int c = 0; c < kVector; c += 2) {
+            pairs[c / 2] = fmaxf(fabsf(values[c]), fabsf(values[c + 1]));
+        }
+        return fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
+    }
+
+    __device__ __forceinline__ void convert(const T (&values)[kVector],
+                                            Vector<Operand, kVector>* to, int vector) const {
+        if (vector >= S::kVectors * pixels_) return;
+        Vector<Operand, kVector> high, low;
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+            if constexpr (!S::kScales) {
+                high.values[c] = values[c];
+            } else if constexpr (S::kParts == 2) {
+                split(scale_ * values[c], high.values[c], low.values[c]);
+            } else {
+                high.values[c] = Element<Operand>::narrow(scale_ * values[c]);
+            }
+        }
+        to[vector] = high;
+        if constexpr (S::kParts == 2) to[vector + S::kVectors * pixels_] = low;
+    }
+
+    // Writes a patch anew, with a scale that suits it.
+    __device__ __forceinline__ void take_over(int tile, int channel, Vector<Operand, kVector>* to,
+                                              unsigned largest) {
+        if (largest >= kInfinityBits) {
+            float finite = 0;
+            visit(tile, channel, [&](const T(&values)[kVector], int) {
+                for (const T value : values) {
+                    const float magnitude = fabsf(static_cast<float>(value));
+                    if (magnitude_bits(magnitude) < kInfinityBits) {
+                        finite = fmaxf(finite, magnitude);
+                    }
+                }
+            });
+            largest = largest_of_all(magnitude_bits(finite));
+            if (suits(largest)) return;
+        }
+        scale_ = scale_for(largest);
+        visit(tile, channel,
+              [&](const T(&values)[kVector], int vector) { convert(values, to, vector); });
+    }
+
+    // Reads this thread's vectors of a patch once more.
+    template <typename Visitor>
+    __device__ __forceinline__ void visit(int tile, int channel, const Visitor& visitor) const {
+        const Corner corner = corner_of(TileWalk<S>(problem_, tile).tile());
+#pragma unroll 1
+        for (int i = thread_; i < S::kVectors * pixels_; i += kThreads) {
+            const int first = channel + i / pixels_ * kVector;
+            const T* plane = corner.plane + (S::kUnfolds ? 0 : first * problem_.in_strides[1]);
+            T values[kVector];
+            visit_channels<false>(plane, pixel_of(corner, i % pixels_), first,
+                                  [&](int c, const T* from, bool exists) {
+                                      values[c] = ptx::load_if(exists, from, Element<T>::narrow(0));
+                                  });
+            visitor(values, i);
+        }
+    }
+
+    __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
+        largest = ptx::reduce_max(largest);
+        unsigned* each = head_.largest[turn_];
+        turn_ ^= 1;
+        if (thread_ % 32 == 0) each[thread_ / 32] = largest;
+        ptx::bar_sync(kLoadersBarrier, kThreads);
+#pragma unroll
+        for (int i = 0; i < S::kLoadingWarps; ++i) largest = max(largest, each[i]);
+        return largest;
+    }
+
+    // Whether the scale keeps a patch within 16 bits' range, and uses enough of it.
+    __device__ __forceinline__ bool suits(unsigned largest) const {
+        const unsigned scaled = magnitude_bits(scale_ * float_of_bits(largest));
+        constexpr unsigned kLeast = (127u + 8) << 23, kMost = (127u + 15) << 23;  // 2**8, 2**15
+        return largest == 0 || (scaled >= kLeast && scaled < kMost);
+    }
+
+    static __device__ __forceinline__ float float_of_bits(unsigned bits) {
+#ifdef CONVSMITH_SIMULATOR
+        return simulator::bits_of<float>(bits);
+#else
+        return __uint_as_float(bits);
+#endif
+    }
+
+    const Problem& problem_;
+    const T* input_;
+    typename Shared<S>::Head& head_;
+    unsigned char* patches_;
+    int thread_, pixels_, turn_ = 0;
+    float scale_ = 1024;  // suits the most usual magnitudes
+    Ring patch_;
+    // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
+    // of places follow, and corners.
+    int* steps_;
+    T* ring_;        // every kThreads-th value from here on is this thread's
+    int groups_;     // of a patch
+    int stage_ = 0;  // of the ring, to be looked at next
+    // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
+    TileWalk<S> next_{problem_};
+    int next_table_ = 0, next_block_ = 0, next_group_ = 0, next_stage_ = 0;
+    int next_channel_ = 0, next_pixel_ = 0;
+    const T *plane_ = nullptr, *next_plane_ = nullptr;
+};
+
+// Brings the weights of all channels of a block's tiles, in stages of some taps; one thread.
+template <typename S>
+class WeightLoader {
+  public:
+    __device__ WeightLoader(const Problem& problem, const typename S::Operand* packed,
+                            unsigned char* shared, typename Shared<S>::Head& head)
+        : problem_(problem),
+          packed_(reinterpret_cast<const unsigned char*>(packed)),
+          head_(head),
+          weights_(shared + Shared<S>(problem).weights) {}
+
+    __device__ __forceinline__ void load() {
+        for (TileWalk<S> tiles(problem_); tiles.exists(); tiles.advance()) {
+            load(tiles.tile());
+            if (problem_.weights_stay) return;  // they have come
+        }
+    }
+
+  private:
+    __device__ __forceinline__ void load(const Tile& tile) {
+        constexpr int kRings = S::kSplitsFilters ? 2 : 1;
+        const int stages = static_cast<int>(problem_.weight_stages);
+        const int count = S::channel_blocks(problem_) * (S::padded_taps(problem_) / S::kStageTaps);
+        const std::int64_t first =
+            (tile.group * filter_blocks<S>(problem_) + tile.first_filter / S::kFilters) *
+            std::int64_t{kRings};
+#pragma unroll 1
+        for (int i = 0; i < count; ++i) {
+#pragma unroll
+            for (int ring = 0; ring < kRings; ++ring) {
+                ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
+                ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
+                ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
+                ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
+                                   packed_ + ((first + ring) * count + i) * S::kStageBytes,
+                                   S::kStageBytes, full);
+            }
+            ring_.advance(stages);
+        }
+    }
+
+    const Problem& problem_;
+    const unsigned char* packed_;
+    typename Shared<S>::Head& head_;
+    unsigned char* weights_;
+    Ring ring_;
+};
 
 }  // namespace convsmith::implicit_gemm

@@ -5,7 +5,6 @@
 #pragma once
 
 #include "implicit_gemm_problem.cuh"
-#include "ptx/bits.cuh"
 #include "ptx/reduce.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -16,12 +15,20 @@ __device__ __forceinline__ float scale_for(unsigned largest) {
     const int exponent = static_cast<int>(largest >> 23);
     if (largest == 0 || exponent == 255) return 1.0f;
     const int wanted = min(max(127 + 127 + 14 - exponent, 1), 254);
-    return ptx::float_of_bits(static_cast<unsigned>(wanted) << 23);
+#ifdef CONVSMITH_SIMULATOR
+    return simulator::bits_of<float>(static_cast<unsigned>(wanted) << 23);
+#else
+    return __uint_as_float(static_cast<unsigned>(wanted) << 23);
+#endif
 }
 
 // Magnitude as an integer that orders like it.
 __device__ __forceinline__ unsigned magnitude_bits(float value) {
-    return ptx::bits_of_float(value) & 0x7fffffffu;
+#ifdef CONVSMITH_SIMULATOR
+    return simulator::bits_of<unsigned>(value) & 0x7fffffffu;
+#else
+    return __float_as_uint(value) & 0x7fffffffu;
+#endif
 }
 
 inline constexpr unsigned kInfinityBits = 0x7f800000u;

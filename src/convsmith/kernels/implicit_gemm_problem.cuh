@@ -12,7 +12,6 @@
 // row's last one is filled up with zeros.
 #pragma once
 
-#include <climits>
 #include <type_traits>
 
 #include "launch.cuh"
@@ -24,12 +23,9 @@ namespace convsmith::implicit_gemm {
 
 inline constexpr int kRowsOfBlock = 64;  // output channels of a weight block, and of a warpgroup
 inline constexpr int kVector = 8;        // channels that lie together: 16 bytes
-inline constexpr int kQuad = 4;          // neighbours in a row that are read at once
 inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has two times as many
 inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
-inline constexpr int kNone = INT_MIN;      // the place of what is padding, or does not exist
-inline constexpr int kLoadersBarrier = 1;  // its number
 
 struct Problem {
     std::int64_t images, groups, channels, filters;  // the latter two of a group
@@ -44,7 +40,6 @@ struct Problem {
     std::int64_t group_rows;             // of both halves together
     std::int64_t phases[2];              // of the stride that taps meet
     std::int64_t patch_rows, pitch;      // of a phase, in pixels
-    std::int64_t row_quads;              // of a row of the input that a patch meets
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -68,8 +63,8 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
-template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, bool kReadsQuads_,
-          int kBlockChannels_, int kStageTaps_>
+template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
+          int kAhead_, int kStageTaps_>
 struct Specialisation {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -81,8 +76,11 @@ struct Specialisation {
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
-    static constexpr bool kReadsQuads = kReadsQuads_;          // else single elements
-    static constexpr int kStageTaps = kStageTaps_;             // taps of a stage of weights
+    // A loading thread copies kAtOnce vectors at once, a group, kAhead such groups before it looks
+    // at them. (For 16-bit values it has to wait.)
+    static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
+    static constexpr int kAhead = kAhead_;
+    static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
     static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of two halves each
 
@@ -110,12 +108,8 @@ struct Specialisation {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);
     }
-    // Rows and columns of the input that a patch meets, read by quads.
-    static __host__ __device__ int quad_rows(const Problem& problem) {
-        return static_cast<int>(problem.phases[0] * problem.patch_rows);
-    }
-    static __host__ __device__ int quad_columns(const Problem& problem) {
-        return (static_cast<int>(problem.row_quads) + 1) * kQuad;
+    static __host__ __device__ int padded_pixels(const Problem& problem) {
+        return (patch_pixels(problem) + 3) / 4 * 4;
     }
     static __host__ __device__ int patch_bytes(const Problem& problem) {
         return kParts * kBlockChannels * 2 * patch_pixels(problem);
@@ -218,7 +212,13 @@ struct Shared {
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
     static constexpr int kStagingPitch = kHalf + 8;
     static constexpr int kStagingBytes = 8 * kStagingPitch * 4;  // of a warp: 8 channels
-    int patches, weights, staging, tables, bytes;                // offsets
+    // What loading threads keep of a patch's pixels; see PatchLoader.
+    static constexpr int kTables = S::kUnfolds ? 5 : 3;
+    static constexpr int kGroupValues = S::kAtOnce * kVector * S::kLoadingThreads;
+    static constexpr int kLoadsBytes =
+        (S::kAhead + 1) * kGroupValues * static_cast<int>(sizeof(typename S::Value));
+
+    int patches, weights, staging, tables, loads, bytes;  // offsets
 
     __host__ __device__ explicit Shared(const Problem& problem) {
         patches = kHeadBytes;
@@ -226,10 +226,8 @@ struct Shared {
         const int rings = S::kSplitsFilters ? 2 : 1;
         staging = weights + rings * static_cast<int>(problem.weight_stages) * S::kStageBytes;
         tables = staging + 4 * S::kConsumers * kStagingBytes;
-        // What a reader keeps of a patch; see QuadReader and SingleReader.
-        const int numbers = S::kReadsQuads ? S::quad_columns(problem) + 3 * S::quad_rows(problem)
-                                           : (S::kUnfolds ? 5 : 3) * S::patch_pixels(problem);
-        bytes = tables + 4 * numbers;
+        loads = tables + kTables * S::padded_pixels(problem) * 4;
+        bytes = loads + kLoadsBytes;
     }
 };
 

@@ -2,6 +2,8 @@
 // the pixels to shared memory, and stores them row by row.
 #pragma once
 
+#include <climits>
+
 #include "implicit_gemm_problem.cuh"
 #include "ptx/warpgroup.cuh"
 
@@ -112,6 +114,9 @@ class Store {
                 factors_[eight] * from[1] + biases_[eight]};
     }
 
+    // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
+    static constexpr int kNone = INT_MIN;
+
     struct Corner {
         int row, column;  // of the half, in the first image
         int first_image;
@@ -126,7 +131,6 @@ class Store {
                 image};
     }
 
-    // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
     __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
         const bool is_narrow = problem_.half_columns == 8;
         int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;

@@ -4,17 +4,19 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, Configuration, Halves, Patch
+from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
-from convsmith.spec import ConvSpec, Pair, Precision
+from convsmith.spec import ConvSpec, Precision
 
 ROWS_OF_BLOCK = 64
 VECTOR = 8
-QUAD = 4
 SECTOR_BYTES = 32
 WGMMA_TERMS = 16
 MOST_STAGES = 32
+LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
+MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
+FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
@@ -44,17 +46,37 @@ def attempt(
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
+    kernel = spec.kernel
+    parts = 2 if products == 3 else 1
     tile = (shape.rows * (1 if splits_filters else 2), shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
     channels = unfolded_channels(spec) if unfolds else spec.channels
-    taps = 1 if unfolds else math.prod(spec.kernel)
-    patch = patch_of(spec, tile, unfolds)
-    parts = 2 if products == 3 else 1
+    taps = 1 if unfolds else math.prod(kernel)
+    stride = spec.stride[0]
+    phases, reach = [1, 1], [0, 0]
+    if not unfolds:
+        for axis, (one, step, dilation) in enumerate(
+            zip(kernel, spec.stride, spec.dilation, strict=True)
+        ):
+            phases[axis] = met = min(one, step // math.gcd(step, dilation))
+            reach[axis] = max(
+                (r * dilation - (r % met) * dilation % step) // step for r in range(one)
+            )
+    patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
+    pixels = math.prod(phases) * patch_rows * pitch
+    needed = (spec.out_size[0] - 1) * stride + (kernel[0] - 1) * spec.dilation[0] + 1
+    tall_height = -(-needed // stride) * stride
+    if unfolds:
+        tall_height = spec.out_size[0] * stride
     rings = 2 if splits_filters else 1
     block_filters = ROWS_OF_BLOCK * rings
     filter_blocks = -(-spec.filters // block_filters)
     stage_taps = choose_stage_taps(taps)
     padded_taps = -(-taps // stage_taps) * stage_taps
+    itemsize = spec.itemsize
+    at_once = 1 if itemsize == 4 and not unfolds else 2
+    group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
+    tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
     for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
         channel_blocks = -(-channels // block_channels)
         stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
@@ -63,13 +85,16 @@ def attempt(
         if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
             continue
         weight_stages = all_stages if stay else weight_stages
-        shared = head_bytes(unfolds) + STAGING_BYTES + table_bytes(patch, unfolds)
-        shared += patch_stages * parts * block_channels * 2 * patch.pixels
+        shared = head_bytes(unfolds) + STAGING_BYTES + tables
+        shared += patch_stages * parts * block_channels * 2 * pixels
         shared += rings * weight_stages * stage_bytes
-        if shared > SHARED_BYTES:
+        left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + group_bytes)
+        ahead = left // group_bytes - 1
+        if ahead * group_bytes < FEWEST_BYTES_AHEAD:
             continue
+        shared += (ahead + 1) * group_bytes
         tiles = (
-            -(-spec.batch * (patch.tall_height // spec.stride[0]) // tile[0]),
+            -(-spec.batch * (tall_height // stride) // tile[0]),
             -(-spec.out_size[1] // tile[1]),
         )
         padded = spec.groups * filter_blocks * block_filters
@@ -79,13 +104,17 @@ def attempt(
             splits_filters=splits_filters,
             unfolds=unfolds,
             shape=shape,
-            patch=patch,
+            tall_height=tall_height,
+            phases=(phases[0], phases[1]),
+            patch_rows=patch_rows,
+            pitch=pitch,
             channel_blocks=channel_blocks,
             block_channels=block_channels,
+            ahead=ahead,
             patch_stages=patch_stages,
             weight_stages=weight_stages,
             weights_stay=stay,
-            stores_in_turn=channel_blocks == 1 and spec.itemsize == 4,
+            stores_in_turn=channel_blocks == 1 and itemsize == 4,
             stores_pairs=stores_pairs(spec, shape),
             stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
             stage_taps=stage_taps,
@@ -96,38 +125,6 @@ def attempt(
             workspace_bytes=packed + 4 * padded,
         )
     return None
-
-
-def patch_of(spec: Forward, tile: Pair, unfolds: bool) -> Patch:
-    """What a tile of outputs meets."""
-    phases, reach, columns = [1, 1], [0, 0], tile[1]
-    if not unfolds:
-        for axis, (taps, step, dilation) in enumerate(
-            zip(spec.kernel, spec.stride, spec.dilation, strict=True)
-        ):
-            phases[axis] = met = min(taps, step // math.gcd(step, dilation))
-            reach[axis] = max(
-                (r * dilation - r % met * dilation % step) // step for r in range(taps)
-            )
-            columns = (tile[axis] + reach[axis] - 1) * step + 1
-            columns += max(phase * dilation % step for phase in range(met))
-    needed = (spec.out_size[0] - 1) * spec.stride[0] + (spec.kernel[0] - 1) * spec.dilation[0] + 1
-    # Neighbours are read together where they lie together, in the same way in every channel.
-    reads_quads = not unfolds and spec.in_strides[3] == 1 and spec.in_strides[1] % QUAD == 0
-    return Patch(
-        tall_height=-(-needed // spec.stride[0]) * spec.stride[0],
-        phases=(phases[0], phases[1]),
-        rows=tile[0] + reach[0],
-        pitch=tile[1] + reach[1],
-        row_quads=-(-(columns + QUAD - 1) // QUAD) if reads_quads else 0,
-    )
-
-
-def table_bytes(patch: Patch, unfolds: bool) -> int:
-    """What Shared of implicit_gemm_problem.cuh keeps of a patch."""
-    if patch.row_quads > 0:
-        return 4 * ((patch.row_quads + 1) * QUAD + 3 * patch.phases[0] * patch.rows)
-    return 4 * (5 if unfolds else 3) * patch.pixels
 
 
 def unfolded_channels(spec: Forward) -> int:
