@@ -11,11 +11,11 @@ HALF = 128  # pixels
 
 @dataclass(frozen=True)
 class Halves:
-    """The two halves of a tile, of 128 pixels each.
+    """The two halves of a tile, of 128 pixels each, or a single one.
 
     Args:
         columns: of a half: 8, and 16 rows; or 128, and one row.
-        down, right: from the first half to the second.
+        down, right: from the first half to the second; 0 where there is none.
     """
 
     columns: int
@@ -24,12 +24,12 @@ class Halves:
 
     @property
     def rows(self) -> int:
-        """Of both halves together."""
+        """Of all halves together."""
         return HALF // self.columns + self.down
 
     @property
     def width(self) -> int:
-        """Columns of both halves together."""
+        """Columns of all halves together."""
         return self.columns + self.right
 
     @property
@@ -39,6 +39,7 @@ class Halves:
 
 
 SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+SINGLE_SHAPES = (Halves(128, 0, 0), Halves(8, 0, 0))
 
 
 @dataclass(frozen=True)

@@ -1,5 +1,5 @@
-// What a consumer warpgroup does: multiplies the weights of kRowsOfBlock filters with two halves of
-// kHalf pixels of a patch, tap after tap.
+// What a consumer warpgroup does: multiplies the weights of kRowsOfBlock filters with kHalf
+// pixels of a patch, or two halves of as many each, tap after tap.
 #pragma once
 
 #include "implicit_gemm_problem.cuh"
@@ -11,7 +11,7 @@ class Multiplier {
   public:
     using Operand = typename S::Operand;
     static constexpr int kValues = kHalf / 2;  // of a thread, in each half
-    float sums[2][kValues];
+    float sums[S::kHalves][kValues];
 
     __device__ Multiplier(const Problem& problem, unsigned char* shared,
                           typename Shared<S>::Head& head, int warpgroup)
@@ -33,7 +33,7 @@ class Multiplier {
     // the filters' scales.
     __device__ __forceinline__ void multiply() {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < S::kHalves; ++half) {
 #pragma unroll
             for (int i = 0; i < kValues; ++i) sums[half][i] = 0;
         }
@@ -54,15 +54,32 @@ class Multiplier {
                 scale = next;
             }
         } else {
+            // What the sums have still to be given is of a patch's scale. Where that changes, it is
+            // let go; it can be so far from the next one that no number lies between.
+            float products[kValues] = {};
+            float scale = next_scale();
 #pragma unroll 1
-            for (; blocks > 0; --blocks) add_patch_in_parts(1 / next_scale());
+            for (;;) {
+                add_patch_in_parts(products, scale);
+                if (--blocks == 0) break;
+                const float next = next_scale();
+                const float kept = next == scale ? 1.0f : 0.0f;
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) products[i] *= kept;
+                scale = next;
+            }
         }
     }
 
   private:
+    // Of split operands: 16 channels of a tap are a term. Truncation is a bias that grows with the
+    // terms of a sum: of two it is half of three's.
+    static constexpr int kStageTerms = S::kStageTaps * S::kSteps, kSumTerms = 2;
+    static constexpr float kLargestLoss = 0x1p60f;  // more than a finite sum of products loses
+
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < S::kHalves; ++half) {
 #pragma unroll
             for (int i = 0; i < kValues; ++i) sums[half][i] *= factor;
         }
@@ -97,7 +114,7 @@ class Multiplier {
             const std::uint64_t a = filters();
             ptx::wgmma_fence();
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
+            for (int half = 0; half < S::kHalves; ++half) {
 #pragma unroll
                 for (int t = 0; t < S::kStageTaps; ++t) {
                     const int shift = head_.tap_shifts[tap + t];
@@ -121,46 +138,56 @@ class Multiplier {
     }
 
     // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
-    // of a few taps, begin with the low parts' products, which are small, and are added to the sums
-    // with rounding.
-    __device__ __forceinline__ void add_patch_in_parts(float unscale) {
+    // of few terms and begin with the low parts' products, which are small. They are added to the
+    // sums with rounding, and the next ones begin with what that has lost: otherwise a long sum
+    // errs by a rounding for each.
+    __device__ __forceinline__ void add_patch_in_parts(float (&products)[kValues], float scale) {
         const int taps = S::padded_taps(problem_);
 #pragma unroll 1
         for (int tap = 0; tap < taps; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
-            for (int half = 0; half < 2; ++half) {
-                float products[kValues];
+            for (int first = 0; first < kStageTerms; first += kSumTerms) {
+                const int end = min(first + kSumTerms, kStageTerms);
                 ptx::wgmma_fence();
 #pragma unroll
                 for (int is_high = 0; is_high < 2; ++is_high) {
 #pragma unroll
-                    for (int t = 0; t < S::kStageTaps; ++t) {
+                    for (int i = first; i < end; ++i) {
+                        const int t = i / S::kSteps, step = i % S::kSteps;
                         const int shift = head_.tap_shifts[tap + t];
-#pragma unroll
-                        for (int step = 0; step < S::kSteps; ++step) {
-                            const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
-                            const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
-                            if (is_high == 1) {
-                                ptx::wgmma<Operand, kHalf>(products, high, b, true);
-                            } else {
-                                const auto low = ptx::moved(high, filters_at(S::kSteps));
-                                const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
-                                ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
-                                ptx::wgmma<Operand, kHalf>(products, low, b, true);
-                            }
+                        const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
+                        const auto b = ptx::moved(pixels_of(0), shift + pixels_at(step));
+                        if (is_high == 1) {
+                            ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                        } else {
+                            const auto low = ptx::moved(high, filters_at(S::kSteps));
+                            const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
+                            ptx::wgmma<Operand, kHalf>(products, high, low_b, true);
+                            ptx::wgmma<Operand, kHalf>(products, low, b, true);
                         }
                     }
                 }
                 ptx::wgmma_commit_group();
                 ptx::wgmma_wait_group<0>();
-#pragma unroll
-                for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
+                if (end == kStageTerms) release_weights(weight_.stage);
+                add_to_sums(products, scale);
             }
-            release_weights(weight_.stage);
             weight_.advance(static_cast<int>(problem_.weight_stages));
         }
         release_patch();
+    }
+
+    // Adds products to the sums, and leaves what rounding loses of them (Dekker's Fast2Sum). The
+    // maximum only replaces the NaN that an infinite sum loses.
+    __device__ __forceinline__ void add_to_sums(float (&products)[kValues], float scale) {
+        const float unscale = 1 / scale;
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) {
+            const float before = sums[0][i];
+            sums[0][i] += unscale * products[i];
+            products[i] = fmaxf(products[i] - scale * (sums[0][i] - before), -kLargestLoss);
+        }
     }
 
     __device__ __forceinline__ void release_patch() {

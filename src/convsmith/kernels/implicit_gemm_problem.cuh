@@ -23,7 +23,7 @@ namespace convsmith::implicit_gemm {
 
 inline constexpr int kRowsOfBlock = 64;  // output channels of a weight block, and of a warpgroup
 inline constexpr int kVector = 8;        // channels that lie together: 16 bytes
-inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has two times as many
+inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has S::kHalves of them
 inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
 
@@ -36,8 +36,8 @@ struct Problem {
     std::int64_t first_weight;       // where the first tap of the first one is
     std::int64_t tall_height;        // input rows of an image, padded; a multiple of the stride
     std::int64_t half_columns;       // of a half: 8, and 16 rows; or kHalf, and one row
-    std::int64_t half_down, half_right;  // from the first half of a tile to the second
-    std::int64_t group_rows;             // of both halves together
+    std::int64_t half_down, half_right;  // from the first half of a tile to the second, or 0
+    std::int64_t group_rows;             // of all halves together
     std::int64_t phases[2];              // of the stride that taps meet
     std::int64_t patch_rows, pitch;      // of a phase, in pixels
     std::int64_t patch_stages, weight_stages;
@@ -82,11 +82,12 @@ struct Specialisation {
     static constexpr int kAhead = kAhead_;
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
-    static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of two halves each
+    static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of kHalves halves each
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
-    // Multiplying threads keep 128 sums in registers, and 64 products that are not added yet where
-    // there are several products.
+    // Multiplying threads keep the sums of two halves in registers, or where there are several
+    // products, those of one, and for each sum what it has still to be given.
+    static constexpr int kHalves = kProducts == 1 ? 2 : 1;
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kProducts == 1 ? 168 : 216;

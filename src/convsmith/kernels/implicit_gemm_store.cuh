@@ -66,11 +66,12 @@ class Store {
     }
 
     template <int kValues>
-    __device__ __forceinline__ void store(const Tile& tile, const float (&sums)[2][kValues]) {
+    __device__ __forceinline__ void store(const Tile& tile,
+                                          const float (&sums)[S::kHalves][kValues]) {
         const auto filters = static_cast<int>(problem_.filters);
         const std::int64_t first_channel = tile.group * problem_.filters;
 #pragma unroll
-        for (int half = 0; half < 2; ++half) {
+        for (int half = 0; half < S::kHalves; ++half) {
             const Corner corner = corner_of(tile, half);
 #pragma unroll
             for (int eight = 0; eight < 2; ++eight) {

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, Configuration, Halves
+from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, SINGLE_SHAPES, Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Precision
@@ -27,10 +27,11 @@ def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1
+    shapes = SHAPES if products == 1 else SINGLE_SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
         attempts = [
-            attempt(forward, products, multiprocessors, splits_filters, one) for one in SHAPES
+            attempt(forward, products, multiprocessors, splits_filters, one) for one in shapes
         ]
         fitting = [one for one in attempts if one is not None]
         if fitting:

@@ -13,8 +13,9 @@ BEGIN_AND_END_MS = 0.012
 PACK_MS_PER_TERM = 1.2e-6  # of a filter
 SHARE_OF_MEMORY = 0.85
 
-# Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512.
-TILE_OUTPUTS = 128 * 256
+# Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512; half as many
+# pixels, of three products.
+TILE_OUTPUTS = {1: 128 * 256, 3: 128 * 128}
 LONG_ROW = 128
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 SHARE_OF_RATE = 0.9
@@ -56,7 +57,7 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
     channels = configuration.channel_blocks * configuration.block_channels
     terms = channels * configuration.padded_taps
-    operations = 2 * TILE_OUTPUTS * terms * configuration.products
+    operations = 2 * TILE_OUTPUTS[configuration.products] * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
     vectors = channels // 8 * pixels
@@ -80,4 +81,5 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    return time * (STORE_16_BITS if forward.itemsize == 2 else 1)
+    share = TILE_OUTPUTS[configuration.products] / TILE_OUTPUTS[1]
+    return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
