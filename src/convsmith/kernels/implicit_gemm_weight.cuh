@@ -23,12 +23,10 @@ struct Partial {
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    weight_gradient(const WeightProblem problem, const typename S::Value* __restrict__ upstream,
-                    const typename S::Value* __restrict__ input, const int sums_bias,
-                    float* __restrict__ partial) {
+    weight_gradient(const WeightProblem problem, const WeightShared<S> parts,
+                    const Tensors tensors, const int sums_bias, float* __restrict__ partial) {
     auto* shared = shared_memory<unsigned char>();
     auto& head = *shared_memory<typename WeightShared<S>::Head>();
-    const WeightShared<S> parts(problem, sums_bias != 0);
     const int thread = static_cast<int>(threadIdx.x);
     const int warpgroup = thread / ptx::kWarpgroup;
     const Job job = Job::of<S>(problem, static_cast<int>(blockIdx.x));
@@ -67,8 +65,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
 
     if (warpgroup == S::kConsumers) {
         ptx::setmaxnreg_dec<S::kLoaderRegisters>();
-        RowLoader<S> loader(problem, job, upstream, input, sums_bias != 0 && job.has_bias(), shared,
-                            parts, head, thread - S::kConsumers * ptx::kWarpgroup);
+        RowLoader<S> loader(problem, job, tensors, sums_bias != 0 && job.has_bias(), shared, parts,
+                            head, thread - S::kConsumers * ptx::kWarpgroup);
         loader.load(partial + problem.splits * part.sums + job.split * part.biases +
                     job.group * problem.filters + job.first_filter);
     } else {
@@ -133,17 +131,26 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
     if (packed_bytes != sizeof(WeightProblem)) return "implicit_gemm: the problem has another size";
     if (address_count != 5) return "implicit_gemm: another number of addresses was expected";
     const auto& problem = *static_cast<const WeightProblem*>(packed_problem);
-    const auto* upstream = reinterpret_cast<const T*>(addresses[0]);
-    const auto* input = reinterpret_cast<const T*>(addresses[1]);
     auto* gradient = reinterpret_cast<T*>(addresses[2]);
     auto* bias_gradient = reinterpret_cast<T*>(addresses[3]);
     auto* partial = reinterpret_cast<float*>(addresses[4]);
     const int sums_bias = bias_gradient != nullptr;
+    const auto bytes_of = [&](const std::int64_t(&strides)[4], std::int64_t channels,
+                              const std::int64_t(&size)[2]) {
+        const std::int64_t last = (problem.images - 1) * strides[0] +
+                                  (problem.groups * channels - 1) * strides[1] +
+                                  (size[0] - 1) * strides[2] + (size[1] - 1) * strides[3];
+        return static_cast<std::uintptr_t>(last + 1) * sizeof(T);
+    };
+    const Tensors tensors{
+        {addresses[0], addresses[1]},
+        {addresses[0] + bytes_of(problem.y_strides, problem.filters, problem.y_size),
+         addresses[1] + bytes_of(problem.x_strides, problem.channels, problem.x_size)}};
+    const WeightShared<S> parts(problem, sums_bias != 0);
     const std::int64_t blocks = Job::count<S>(problem) * problem.splits;
     const char* error = launch(
         weight_gradient<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads),
-        static_cast<std::size_t>(WeightShared<S>(problem, sums_bias != 0).bytes), stream, problem,
-        upstream, input, sums_bias, partial);
+        static_cast<std::size_t>(parts.bytes), stream, problem, parts, tensors, sums_bias, partial);
     if (error != nullptr) return error;
     const Partial<S> part(problem);
     const std::int64_t values = part.sums + (sums_bias ? part.biases : 0);

@@ -27,15 +27,15 @@ class RowLoader {
 
     // One of the two tensors, and which of its channels the block has.
     struct Source {
-        const T *begin, *end, *channels;  // of the tensor's memory; of the first channel
-        int count, slices;                // channels, from there on, that exist; their slices
+        const T* channels;  // where the first one lies
+        int count, slices;  // channels, from there on, that exist; their slices
     };
 
-    __device__ RowLoader(const WeightProblem& problem, const Job& job, const T* upstream,
-                         const T* input, bool sums_bias, unsigned char* shared,
-                         const WeightShared<S>& parts, typename WeightShared<S>::Head& head,
+    __device__ RowLoader(const WeightProblem& problem, const Job& job, const Tensors& tensors,
+                         bool sums_bias, unsigned char* shared, const WeightShared<S>& parts, typename WeightShared<S>::Head& head,
                          int thread)
         : problem_(problem),
+          tensors_(tensors),
           parts_(parts),
           head_(head),
           shared_(shared),
@@ -51,9 +51,9 @@ class RowLoader {
         const auto block_filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
         const auto block_channels = static_cast<int>(problem.unit_channels) * S::kColumns;
         upstream_ =
-            source(upstream, problem.y_strides, problem.y_size, problem.filters, job.group,
+            source(tensors.of<T>(0), problem.y_strides, problem.y_size, problem.filters, job.group,
                    job.first_filter, block_filters);
-        input_ = source(input, problem.x_strides, problem.x_size, problem.channels, job.group,
+        input_ = source(tensors.of<T>(1), problem.x_strides, problem.x_size, problem.channels, job.group,
                         job.first_channel, block_channels);
         loads_ = shared + parts.loads +
                  warp_ * static_cast<int>(problem.loads) * parts.load_bytes;
@@ -94,8 +94,8 @@ class RowLoader {
                 const int lowest = slot - static_cast<int>(problem_.span);
                 head_.rows[stage_.stage] = lowest < 0 ? lowest + ring : lowest;
                 head_.y_exponents[stage_.stage] = y_scale_.exponent;
-                head_.images[stage_.stage] = first_image(line_);
-                head_.columns[stage_.stage] = first_column(line_);
+                head_.images[stage_.stage] = line_.image();
+                head_.columns[stage_.stage] = line_.column();
             }
             ptx::fence_proxy_async();
             ptx::mbarrier_arrive(head_.full + stage_.stage);
@@ -138,7 +138,7 @@ class RowLoader {
                                                     std::int64_t of_group, int group, int first,
                                                     int of_block) {
         const int count = min(static_cast<int>(of_group) - first, of_block);
-        return {tensor, nullptr, tensor + (group * of_group + first) * strides[1], count,
+        return {tensor + (group * of_group + first) * strides[1], count,
                 (count + kVector - 1) / kVector};
     }
 
@@ -163,21 +163,13 @@ class RowLoader {
         }
     }
 
-    __device__ __forceinline__ int first_image(const LineWalk& line) const {
-        return line.strip() / static_cast<int>(problem_.runs) * static_cast<int>(problem_.segments);
-    }
-    __device__ __forceinline__ int first_column(const LineWalk& line) const {
-        return line.strip() % static_cast<int>(problem_.runs) *
-               static_cast<int>(problem_.run_columns);
-    }
-
     // The line's row of dy, or the i-th of its new rows of x.
     template <bool kIsX>
     __device__ __forceinline__ Row row_of(const LineWalk& line, int i) const {
         const Source& source = kIsX ? input_ : upstream_;
         const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
-        const int image = first_image(line);
-        int h = line.row(), first = first_column(line);
+        const int image = line.image();
+        int h = line.row(), first = line.column();
         int end = min(first + static_cast<int>(problem_.run_columns),
                       static_cast<int>(problem_.y_size[1]));
         bool exists = true;
@@ -254,8 +246,8 @@ class RowLoader {
         const std::uintptr_t floor = first & ~std::uintptr_t{15};
         const std::uintptr_t last = first + static_cast<std::uintptr_t>(count) * sizeof(T);
         std::uintptr_t begin = floor, end = (last + 15) & ~std::uintptr_t{15};
-        if (begin < tensor_begin<kIsX>()) begin += 16;
-        if (end > tensor_end<kIsX>()) end -= 16;
+        if (begin < tensors_.begin[kIsX]) begin += 16;
+        if (end > tensors_.end[kIsX]) end -= 16;
         if (begin > floor) copy_singly(to, floor, first, min(begin, last));
         if (end < last && end >= floor) copy_singly(to, floor, max(max(end, begin), first), last);
         if (end <= begin) return 0;
@@ -270,21 +262,6 @@ class RowLoader {
         for (std::uintptr_t at = begin; at < end; at += sizeof(T)) {
             *reinterpret_cast<T*>(to + (at - floor)) = *reinterpret_cast<const T*>(at);
         }
-    }
-
-    template <bool kIsX>
-    __device__ __forceinline__ std::uintptr_t tensor_begin() const {
-        return reinterpret_cast<std::uintptr_t>((kIsX ? input_ : upstream_).begin);
-    }
-    template <bool kIsX>
-    __device__ __forceinline__ std::uintptr_t tensor_end() const {
-        const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
-        const auto& size = kIsX ? problem_.x_size : problem_.y_size;
-        const std::int64_t channels = kIsX ? problem_.channels : problem_.filters;
-        return reinterpret_cast<std::uintptr_t>(
-            (kIsX ? input_ : upstream_).begin + 1 + (problem_.images - 1) * strides[0] +
-            (problem_.groups * channels - 1) * strides[1] + (size[0] - 1) * strides[2] +
-            (size[1] - 1) * strides[3]);
     }
 
     // Returns when the oldest line that is not multiplied yet has been.
@@ -469,6 +446,7 @@ class RowLoader {
     }
 
     const WeightProblem& problem_;
+    const Tensors& tensors_;
     const WeightShared<S>& parts_;
     typename WeightShared<S>::Head& head_;
     unsigned char *shared_, *loads_;

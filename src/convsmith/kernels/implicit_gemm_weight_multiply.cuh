@@ -163,42 +163,40 @@ class WeightMultiplier {
         const int columns = static_cast<int>(problem_.y_size[1]) - head_.columns[stage];
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) {
+            // A thread's values are of two filters, and of two channels of every vector.
             const auto* y = reinterpret_cast<const Operand*>(
-                                shared_ + parts_.y + stage * parts_.y_bytes) +
-                            places(slot).y * kVector;
+                shared_ + parts_.y + stage * parts_.y_bytes +
+                (places(slot).y + thread / 32 * 2 * S::kPixels) * 16 + thread % 32 / 4 * 2);
             const auto* x = reinterpret_cast<const Operand*>(
-                                shared_ + parts_.x + row_of(slot, stage) * parts_.x_bytes) +
-                            places(slot).x * kVector;
+                shared_ + parts_.x + row_of(slot, stage) * parts_.x_bytes +
+                places(slot).x * 16 + thread % 4 * 4);
 #pragma unroll 1
             for (int pixel = 0; pixel < S::kPixels; ++pixel) {
                 const int entry = table[pixel];
                 if (entry < 0 || entry >> 16 >= images || (entry & 0xffff) >= columns) continue;
-                float of_y[2];
-#pragma unroll
-                for (int half = 0; half < 2; ++half) {
-                    of_y[half] = value_at(y, ptx::fragment_row(thread, 2 * half), pixel, S::kPixels,
-                                          parts_.y_vectors);
-                }
+                const Operand* of_y = y + pixel * kVector;
+                const float filters[2] = {
+                    value_at(of_y, parts_.y_vectors),
+                    value_at(of_y + S::kPixels * kVector, parts_.y_vectors)};
+                const Operand* of_x = x + pixel * kVector;
 #pragma unroll
                 for (int i = 0; i < kValues; i += 4) {
 #pragma unroll
                     for (int odd = 0; odd < 2; ++odd) {
-                        const float of_x = value_at(x, ptx::fragment_column(thread, i + odd), pixel,
-                                                    x_pixels, parts_.x_vectors);
-                        sums_[slot][i + odd] += of_y[0] * of_x;
-                        sums_[slot][i + 2 + odd] += of_y[1] * of_x;
+                        const float value = value_at(of_x + odd, parts_.x_vectors);
+                        sums_[slot][i + odd] += filters[0] * value;
+                        sums_[slot][i + 2 + odd] += filters[1] * value;
                     }
+                    of_x += x_pixels * kVector;
                 }
             }
         }
     }
 
-    static __device__ __forceinline__ float value_at(const Operand* from, int channel, int pixel,
-                                                     int pixels, int low) {
-        from += (channel / kVector * pixels + pixel) * kVector + channel % kVector;
-        float value = Element<Operand>::widen(from[0]);
-        if constexpr (S::kParts == 2) value += Element<Operand>::widen(from[low * kVector]);
-        return value;
+    static __device__ __forceinline__ float value_at(const Operand* from, int low) {
+        const float value = Element<Operand>::widen(from[0]);
+        if constexpr (S::kParts == 1) return value;
+        return value + Element<Operand>::widen(from[low * kVector]);
     }
 
     const WeightProblem& problem_;

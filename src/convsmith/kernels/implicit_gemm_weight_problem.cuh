@@ -40,6 +40,16 @@ struct WeightProblem {
     std::int64_t splits;             // of all lines, each with its own partial sums
 };
 
+// Where dy and x lie, from their first elements to past their last ones.
+struct Tensors {
+    std::uintptr_t begin[2], end[2];
+
+    template <typename T>
+    __device__ __forceinline__ const T* of(int number) const {
+        return reinterpret_cast<const T*>(begin[number]);
+    }
+};
+
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
 // warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels.
 template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_>
@@ -53,8 +63,8 @@ struct WeightGradient {
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
     static constexpr int kConsumers = 3;  // warpgroups, and one that loads
     static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
-    static constexpr int kConsumerRegisters = kProducts == 1 ? 136 : 152;
-    static constexpr int kLoaderRegisters = kProducts == 1 ? 104 : 56;
+    static constexpr int kConsumerRegisters = kProducts == 1 ? 136 : 144;
+    static constexpr int kLoaderRegisters = kProducts == 1 ? 104 : 80;
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
 };
 
@@ -123,43 +133,50 @@ struct Unit {
 // The lines of a split, one after another.
 class LineWalk {
   public:
-    __device__ LineWalk(const WeightProblem& problem, int split)
-        : height_(static_cast<int>(problem.y_size[0])),
-          span_(static_cast<int>(problem.span)),
-          advance_(static_cast<int>(problem.advance)),
-          fresh_(span_) {
+    __device__ LineWalk(const WeightProblem& problem, int split) : problem_(problem) {
         const std::int64_t images = (problem.images + problem.segments - 1) / problem.segments;
         const std::int64_t all = images * problem.runs * problem.y_size[0];
         const std::int64_t first = all * split / problem.splits;
         left_ = static_cast<int>(all * (split + 1) / problem.splits - first);
-        strip_ = static_cast<int>(first / height_);
-        row_ = static_cast<int>(first % height_);
+        row_ = static_cast<int>(first % problem.y_size[0]);
+        const auto strip = static_cast<int>(first / problem.y_size[0]);
+        const auto runs = static_cast<int>(problem.runs);
+        image_ = strip / runs * static_cast<int>(problem.segments);
+        column_ = strip % runs * static_cast<int>(problem.run_columns);
+        fresh_ = static_cast<int>(problem.span);
     }
 
     __device__ __forceinline__ bool exists() const { return left_ > 0; }
     __device__ __forceinline__ int left() const { return left_; }
-    __device__ __forceinline__ int strip() const { return strip_; }
-    __device__ __forceinline__ int row() const { return row_; }
 
-    // Rows of x are numbered as they are loaded. The line meets those from lowest() on, span() of
+    // The first image, the row and the first column, of the output.
+    __device__ __forceinline__ int image() const { return image_; }
+    __device__ __forceinline__ int row() const { return row_; }
+    __device__ __forceinline__ int column() const { return column_; }
+
+    // Rows of x are numbered as they are loaded. The line meets those from lowest() on, span of
     // them, of which the last fresh() are new.
     __device__ __forceinline__ int lowest() const { return lowest_; }
     __device__ __forceinline__ int fresh() const { return fresh_; }
 
     __device__ __forceinline__ void advance() {
         --left_;
-        fresh_ = advance_;
-        if (++row_ == height_) {
+        fresh_ = static_cast<int>(problem_.advance);
+        if (++row_ == static_cast<int>(problem_.y_size[0])) {
             row_ = 0;
-            ++strip_;
-            fresh_ = span_;
+            fresh_ = static_cast<int>(problem_.span);
+            column_ += static_cast<int>(problem_.run_columns);
+            if (column_ >= static_cast<int>(problem_.y_size[1])) {
+                column_ = 0;
+                image_ += static_cast<int>(problem_.segments);
+            }
         }
         lowest_ += fresh_;
     }
 
   private:
-    int height_, span_, advance_;
-    int strip_, row_, left_, fresh_, lowest_ = 0;
+    const WeightProblem& problem_;
+    int image_, row_, column_, left_, fresh_, lowest_ = 0;
 };
 
 // Shared memory of a block: dy [line][part][filters / kVector][pixel][kVector], x [row][part]
