@@ -112,9 +112,7 @@ def test_any_magnitude(factors: tuple[float, float], device: str, precision: str
 
 
 @pytest.mark.parametrize("growth", [10.0, 0.1], ids=["growing", "shrinking"])
-def test_magnitudes_that_change_from_row_to_row(
-    growth: float, device: str, precision: str
-) -> None:
+def test_magnitudes_that_change_from_row_to_row(growth: float, device: str, precision: str) -> None:
     """So that the scale of one row does not suit the next."""
     case = replace(ORDINARY, size=(18, 7))
     dy, x, w = operands(case, device)
@@ -133,9 +131,7 @@ def test_inf_and_nan_of_x_reach_what_they_meet_and_nothing_else(
     dy, x, w = operands(case, device)
     x[1, 3, 4, -1] = value
     x[0, 7, 0, 0] = value
-    for ours, exact in zip(
-        gradients(case, dy, x, w), exact_gradients(case, dy, x, w), strict=True
-    ):
+    for ours, exact in zip(gradients(case, dy, x, w), exact_gradients(case, dy, x, w), strict=True):
         torch.testing.assert_close(
             ours.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 200, equal_nan=True
         )

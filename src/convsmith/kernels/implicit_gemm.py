@@ -67,7 +67,8 @@ def obstacle(spec: ConvSpec) -> str | None:
 
 
 def configure(
-    spec: ConvSpec, multiprocessors: int
+    spec: ConvSpec,
+    multiprocessors: int,
 ) -> Configuration | WeightConfiguration | None:
     """How ``spec`` is cut on a GPU of ``multiprocessors``; None where nothing fits."""
     if spec.direction is Direction.GRAD_WEIGHT:
@@ -136,9 +137,7 @@ def template_arguments(
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 
-def source(
-    spec: ConvSpec, configuration: Configuration | WeightConfiguration
-) -> KernelSource:
+def source(spec: ConvSpec, configuration: Configuration | WeightConfiguration) -> KernelSource:
     """The kernel that runs ``spec``."""
     dtype = str(spec.dtype).removeprefix("torch.")
     name = f"{NAME}_{spec.direction.value}_{dtype}_{configuration.products}"

@@ -23,8 +23,8 @@ struct Partial {
 
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
-    weight_gradient(const WeightProblem problem, const WeightShared<S> parts,
-                    const Tensors tensors, const int sums_bias, float* __restrict__ partial) {
+    weight_gradient(const WeightProblem problem, const WeightShared<S> parts, const Tensors tensors,
+                    const int sums_bias, float* __restrict__ partial) {
     auto* shared = shared_memory<unsigned char>();
     auto& head = *shared_memory<typename WeightShared<S>::Head>();
     const int thread = static_cast<int>(threadIdx.x);
@@ -39,9 +39,6 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         for (int i = 0; i < kMostLines; ++i) {
             ptx::mbarrier_init(head.full + i, kLoadingWarps * 32);
             ptx::mbarrier_init(head.empty + i, 4 * consumers);
-        }
-        for (int i = 0; i < kLoadingWarps * kMostLoads; ++i) {
-            ptx::mbarrier_init(head.loaded[i / kMostLoads] + i % kMostLoads, 32);
         }
         ptx::fence_mbarrier_init();
     }
@@ -135,8 +132,8 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
     auto* bias_gradient = reinterpret_cast<T*>(addresses[3]);
     auto* partial = reinterpret_cast<float*>(addresses[4]);
     const int sums_bias = bias_gradient != nullptr;
-    const auto bytes_of = [&](const std::int64_t(&strides)[4], std::int64_t channels,
-                              const std::int64_t(&size)[2]) {
+    const auto bytes_of = [&](const std::int64_t (&strides)[4], std::int64_t channels,
+                              const std::int64_t (&size)[2]) {
         const std::int64_t last = (problem.images - 1) * strides[0] +
                                   (problem.groups * channels - 1) * strides[1] +
                                   (size[0] - 1) * strides[2] + (size[1] - 1) * strides[3];
@@ -148,9 +145,9 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
          addresses[1] + bytes_of(problem.x_strides, problem.channels, problem.x_size)}};
     const WeightShared<S> parts(problem, sums_bias != 0);
     const std::int64_t blocks = Job::count<S>(problem) * problem.splits;
-    const char* error = launch(
-        weight_gradient<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads),
-        static_cast<std::size_t>(parts.bytes), stream, problem, parts, tensors, sums_bias, partial);
+    const char* error = launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
+                               dim3(S::kThreads), static_cast<std::size_t>(parts.bytes), stream,
+                               problem, parts, tensors, sums_bias, partial);
     if (error != nullptr) return error;
     const Partial<S> part(problem);
     const std::int64_t values = part.sums + (sums_bias ? part.biases : 0);

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+import functools
 import struct
-from functools import cache
 
 from convsmith.kernels.implicit_gemm_weight_cut import (
     WeightConfiguration,
@@ -26,14 +26,12 @@ def weight_obstacle(spec: ConvSpec) -> str | None:
         return "the rows of its input are not contiguous"
     if spec.output_strides[3] != 1 and spec.output_shape[3] > 1:
         return "the rows of its upstream gradient are not contiguous"
-    if max(spec.input_shape[2:]) * max(spec.stride) >= 2**15:
-        return "its images have more rows or columns than 16 bits count"
     if configure_weight(spec, 1) is None:
         return "its rows do not fit into shared memory"
     return None
 
 
-@cache
+@functools.cache
 def configure_weight(spec: ConvSpec, multiprocessors: int) -> WeightConfiguration | None:
     """The blocks for ``spec`` on a GPU of ``multiprocessors``; None where none fit."""
     geometry = geometry_of(spec)
@@ -68,7 +66,7 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(line.runs, line.run_columns, line.segments, line.pitch),
         *(line.x_pixels, configuration.phases),
         *(configuration.row_step, configuration.span, configuration.advance),
-        *(configuration.lines, configuration.rows, configuration.loads),
+        *(configuration.lines, configuration.rows),
         *(configuration.load_bytes, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
@@ -76,6 +74,8 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
 
 def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[str, ...]:
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
-    numbers = (configuration.products, configuration.columns, configuration.slots, configuration.line.y_pixels)
-    what = ", ".join((element, *map(str, numbers)))
+    line, products = configuration.line, configuration.products
+    numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
+    kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
+    what = ", ".join((element, *map(str, numbers), *kinds, str(configuration.loads)))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

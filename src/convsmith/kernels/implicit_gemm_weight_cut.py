@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import itertools
 import math
 from dataclasses import dataclass
 
@@ -15,18 +14,20 @@ LINE_PIXELS = {1: 256, 3: 128}  # the most, by the number of products
 MOST_SEGMENTS = 32
 MOST_LINES = 3  # in shared memory
 MOST_ROWS = 64
-MOST_LOADS = 16
+MOST_LOADS = 6
+MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
 LOADING_WARPS = 4
 LOADED_BYTES = 48 * 1024  # on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
 BLOCK_BYTES = 227 * 1024
-WEIGHT_HEAD_BYTES = 1664
+WEIGHT_HEAD_BYTES = 1152  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
+LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 
 
 @dataclass(frozen=True)
-class Geometry:
+class WeightGeometry:
     """A weight gradient's numbers. Pairs are (rows, columns).
 
     Args:
@@ -80,10 +81,12 @@ class WeightConfiguration:
         unit_filters, unit_channels, unit_taps: units of a block.
         slots: units of a warpgroup.
         line: what is added at once.
+        is_plain: neighbours in a line are neighbours in memory.
         phases: of the horizontal stride, that taps meet.
         row_step: from a row of x that may be met to the next one.
         span, advance: rows of x that a line meets, and that are new in the line below.
-        lines, rows, loads: of the rings in shared memory, the last one of a loading warp.
+        lines, rows: of the rings in shared memory.
+        loads: slices of rows that a loading warp has on their way.
         load_bytes: of a channel's row, as it is loaded.
         jobs, splits: blocks that share all lines, and parts that the lines are split into.
         split_lines: lines of the longest split.
@@ -98,6 +101,7 @@ class WeightConfiguration:
     unit_taps: int
     slots: int
     line: Line
+    is_plain: bool
     phases: int
     row_step: int
     span: int
@@ -113,30 +117,39 @@ class WeightConfiguration:
     workspace_bytes: int
 
 
-def geometry_of(spec: ConvSpec) -> Geometry:
-    """The numbers of ``spec``."""
+def geometry_of(spec: ConvSpec) -> WeightGeometry:
+    """The numbers of ``spec``.
+
+    Where a pixel of x meets that of dy and no other, planes whose rows follow one another are a
+    single row.
+    """
     batch, _, height, width = spec.input_shape
     out_channels, channels, *kernel = spec.weight_shape
-    return Geometry(
+    x_size, y_size = (height, width), spec.output_size
+    meets_one = (*kernel, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0)
+    if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
+        x_size = y_size = (1, height * width)
+    return WeightGeometry(
         *(batch, spec.groups, channels, out_channels // spec.groups),
-        *((height, width), spec.output_size, (kernel[0], kernel[1])),
-        *(spec.stride, spec.padding, spec.dilation, spec.dtype.itemsize),
+        *(x_size, y_size, (kernel[0], kernel[1])),
+        *(spec.stride, spec.padding, spec.dilation),
+        spec.dtype.itemsize,
         *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
     )
 
 
-def unit_columns(geometry: Geometry) -> int:
+def unit_columns(geometry: WeightGeometry) -> int:
     """Channels of a unit."""
     return min(64, max(16, 1 << (geometry.channels - 1).bit_length()))
 
 
-def phases_of(geometry: Geometry) -> int:
+def phases_of(geometry: WeightGeometry) -> int:
     """Phases of the horizontal stride, that taps meet."""
     step, dilation = geometry.stride[1], geometry.dilation[1]
     return min(geometry.kernel[1], step // math.gcd(step, dilation))
 
 
-def reach_of(geometry: Geometry) -> int:
+def reach_of(geometry: WeightGeometry) -> int:
     """Pixels of a phase that the last tap lies from the first one."""
     step, dilation = geometry.stride[1], geometry.dilation[1]
     met = phases_of(geometry)
@@ -145,7 +158,7 @@ def reach_of(geometry: Geometry) -> int:
     )
 
 
-def lines_to_try(geometry: Geometry) -> list[Line]:
+def lines_to_try(geometry: WeightGeometry) -> list[Line]:
     """Lines of one run of a row, and of several small images."""
     columns, reach = geometry.y_size[1], reach_of(geometry)
     most = LINE_PIXELS[geometry.products]
@@ -168,7 +181,7 @@ def lines_to_try(geometry: Geometry) -> list[Line]:
     return list(dict.fromkeys(found))
 
 
-def units_to_try(geometry: Geometry) -> list[tuple[int, int, int]]:
+def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
     """(filters, channels, taps) of a block, in units."""
     filters = -(-geometry.filters // UNIT_FILTERS)
     channels = -(-geometry.channels // unit_columns(geometry))
@@ -176,20 +189,20 @@ def units_to_try(geometry: Geometry) -> list[tuple[int, int, int]]:
     return [
         (f, c, t)
         for t in range(1, min(taps, UNITS) + 1)
-        for f, c in itertools.product(range(1, UNITS // t + 1), repeat=2)
-        if f * c * t <= UNITS and f <= filters and c <= channels
+        for f in range(1, min(UNITS // t, filters) + 1)
+        for c in range(1, min(UNITS // t // f, channels) + 1)
     ]
 
 
-def filter_rows(geometry: Geometry, taps: int) -> int:
+def filter_rows(geometry: WeightGeometry, taps: int) -> int:
     """Filter rows that the taps of a block reach over, at most."""
     rows, columns = geometry.kernel
-    firsts = range(0, rows * columns, taps)
-    return max((min(t + taps, rows * columns) - 1) // columns - t // columns + 1 for t in firsts)
+    ends = ((t, min(t + taps, rows * columns) - 1) for t in range(0, rows * columns, taps))
+    return max(last // columns - first // columns + 1 for first, last in ends)
 
 
 def attempt_lines(
-    geometry: Geometry, units: tuple[int, int, int], line: Line, multiprocessors: int
+    geometry: WeightGeometry, units: tuple[int, int, int], line: Line, multiprocessors: int
 ) -> WeightConfiguration | None:
     """The blocks of some units and lines; None where they do not fit into shared memory."""
     filters, channels, taps = units
@@ -213,9 +226,10 @@ def attempt_lines(
         shared = fixed + lines * y_bytes + rows * x_bytes
         left = min(BLOCK_BYTES - shared, LOADED_BYTES)
         loads = min(left // (LOADING_WARPS * slice_bytes), MOST_LOADS)
-        if rows > MOST_ROWS or loads < 1:
+        if rows > MOST_ROWS or loads < 1 or line.pitch * geometry.stride[1] >= MOST_COLUMNS:
             continue
-        if lines > 1 and loads * LOADING_WARPS * slice_bytes < LEAST_LOADED_BYTES:
+        enough = loads > 1 and loads * LOADING_WARPS * slice_bytes >= LEAST_LOADED_BYTES
+        if lines > 1 and not enough:
             continue
         jobs = geometry.groups * math.prod(
             -(-size // of_block)
@@ -237,6 +251,7 @@ def attempt_lines(
             unit_taps=taps,
             slots=-(-math.prod(units) // CONSUMERS),
             line=line,
+            is_plain=line.segments == 1 and geometry.stride[1] == 1,
             phases=phases,
             row_step=unit,
             span=span,
@@ -255,11 +270,12 @@ def attempt_lines(
 
 
 def choose_splits(jobs: int, lines: int, split_bytes: int, multiprocessors: int) -> int:
-    """Parts of all lines: such that the last round of blocks is full, or nearly so."""
-    most = max(1, min(lines, WORKSPACE_BYTES // split_bytes, 4 * multiprocessors // jobs))
+    """Parts of all lines: as many as fill one round of blocks, or a few."""
+    most = max(1, min(lines, WORKSPACE_BYTES // split_bytes))
+    found = {min(max(rounds * multiprocessors // jobs, 1), most) for rounds in range(1, 5)}
 
     def time(splits: int) -> float:
         rounds = -(-jobs * splits // multiprocessors)
-        return rounds * (-(-lines // splits) + 4)
+        return rounds * (-(-lines // splits) + LINES_OF_A_ROUND)
 
-    return min(range(1, most + 1), key=time)
+    return min(sorted(found), key=time)

@@ -1,9 +1,9 @@
 // Rows of dy and of x on their way to shared memory, as 16-bit operands.
 //
-// A loading warp has every kLoadingWarps-th slice of a row, of kVector channels. It has the copy
-// engine bring the rows of such a slice as they are, several slices ahead, whatever row or line
-// those belong to, and when they have arrived it turns them around: a lane takes a pixel, reads
-// its channels, rounds or splits them, and writes a vector.
+// A loading warp has every kLoadingWarps-th slice of a row, of kVector channels. It copies the rows
+// of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever row
+// or line those belong to, and when they have arrived it turns them around: a lane takes a pixel,
+// reads its channels, rounds or splits them, and writes a vector.
 //
 // float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
 // all loading threads keep for as long as it suits; a row that it does not suit they take over
@@ -12,7 +12,9 @@
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
+#include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
+#include "ptx/max.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -25,17 +27,11 @@ class RowLoader {
     using Operands = Vector<Operand, kVector>;
     static constexpr int kThreads = kLoadingWarps * 32;
 
-    // One of the two tensors, and which of its channels the block has.
-    struct Source {
-        const T* channels;  // where the first one lies
-        int count, slices;  // channels, from there on, that exist; their slices
-    };
-
+    // `thread` is of the loading ones.
     __device__ RowLoader(const WeightProblem& problem, const Job& job, const Tensors& tensors,
-                         bool sums_bias, unsigned char* shared, const WeightShared<S>& parts, typename WeightShared<S>::Head& head,
-                         int thread)
+                         bool sums_bias, unsigned char* shared, const WeightShared<S>& parts,
+                         typename WeightShared<S>::Head& head, int thread)
         : problem_(problem),
-          tensors_(tensors),
           parts_(parts),
           head_(head),
           shared_(shared),
@@ -48,19 +44,15 @@ class RowLoader {
           line_(problem, job.split),
           oldest_(line_),
           next_line_(line_) {
-        const auto block_filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
-        const auto block_channels = static_cast<int>(problem.unit_channels) * S::kColumns;
-        upstream_ =
-            source(tensors.of<T>(0), problem.y_strides, problem.y_size, problem.filters, job.group,
-                   job.first_filter, block_filters);
-        input_ = source(tensors.of<T>(1), problem.x_strides, problem.x_size, problem.channels, job.group,
-                        job.first_channel, block_channels);
-        loads_ = shared + parts.loads +
-                 warp_ * static_cast<int>(problem.loads) * parts.load_bytes;
-        biases_ = reinterpret_cast<float*>(shared + parts.biases) + lane_;
+        loads_ = shared + parts.loads + warp_ * S::kLoads * parts.load_bytes;
+        biases_ = reinterpret_cast<float*>(shared + parts.biases);
+        if (thread == 0) {
+            describe(tensors, job);
+        }
         make_tables(thread);
         if (sums_bias) {
-            for (int i = warp_; i < block_filters; i += kLoadingWarps) biases_[i * 32] = 0;
+            const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
+            for (int i = thread; i < filters * 32; i += kThreads) biases_[i] = 0;
         }
         ptx::bar_sync(kBarrier, kThreads);
     }
@@ -70,76 +62,89 @@ class RowLoader {
         next_slice_ = warp_;
         skip_rows();
 #pragma unroll 1
-        for (int i = 0; i < static_cast<int>(problem_.loads); ++i) begin_load(i);
-        const auto ring = static_cast<int>(problem_.rows);
+        for (int i = 0; i < S::kLoads; ++i) begin_load(i);
+        Scale x_scale, y_scale;
         int slot = 0;  // of the next row of x
 #pragma unroll 1
         for (; line_.exists(); line_.advance()) {
-            const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh();
+            const int fresh = line_.fresh();
 #pragma unroll 1
-            for (int i = 0; i < line_.fresh(); ++i) {
-                while (oldest_.lowest() <= number + i - ring) wait_for_oldest();
-                const int special = bring<true>(
-                    row_of<true>(line_, i), shared_ + parts_.x + slot * parts_.x_bytes, x_scale_);
-                if (warp_ == 0 && lane_ == 0) {
-                    head_.x_exponents[slot] = x_scale_.exponent;
-                    head_.x_specials[slot] = special;
+            for (int i = 0; i <= fresh; ++i) {
+                const bool is_x = i < fresh;
+                make_room(is_x, i);
+                unsigned char* to = shared_ + (is_x ? parts_.x + slot * parts_.x_bytes
+                                                    : parts_.y + stage_.stage * parts_.y_bytes);
+                Scale scale = is_x ? x_scale : y_scale;
+                const int special = bring(is_x, row_of(line_, i, is_x), to, scale);
+                if (is_x) {
+                    x_scale = scale;
+                } else {
+                    y_scale = scale;
                 }
-                slot = slot + 1 == ring ? 0 : slot + 1;
-            }
-            if (waiting_ == static_cast<int>(problem_.lines)) wait_for_oldest();
-            bring<false>(row_of<false>(line_, 0),
-                         shared_ + parts_.y + stage_.stage * parts_.y_bytes, y_scale_);
-            if (warp_ == 0 && lane_ == 0) {
-                const int lowest = slot - static_cast<int>(problem_.span);
-                head_.rows[stage_.stage] = lowest < 0 ? lowest + ring : lowest;
-                head_.y_exponents[stage_.stage] = y_scale_.exponent;
-                head_.images[stage_.stage] = line_.image();
-                head_.columns[stage_.stage] = line_.column();
+                if (warp_ == 0 && lane_ == 0) note(is_x, slot, scale.exponent, special);
+                if (is_x) slot = slot + 1 == static_cast<int>(problem_.rows) ? 0 : slot + 1;
             }
             ptx::fence_proxy_async();
             ptx::mbarrier_arrive(head_.full + stage_.stage);
             stage_.advance(static_cast<int>(problem_.lines));
             ++waiting_;
         }
-        if (sums_bias_) {
-            ptx::bar_sync(kBarrier, kThreads);
-            const float* lanes = biases_ - lane_;
-            for (int i = warp_ * 32 + lane_; i < upstream_.count; i += kThreads) {
-                float sum = 0;
-                for (int lane = 0; lane < 32; ++lane) sum += lanes[i * 32 + (lane + i) % 32];
-                bias_sums[i] = sum;
-            }
+        if (!sums_bias_) return;
+        ptx::bar_sync(kBarrier, kThreads);
+        for (int i = warp_ * 32 + lane_; i < head_.tensors[0].count; i += kThreads) {
+            float sum = 0;
+            for (int lane = 0; lane < 32; ++lane) sum += biases_[i * 32 + (lane + i) % 32];
+            bias_sums[i] = sum;
         }
     }
 
   private:
-    static constexpr int kBarrier = 1;                 // its number
-    static constexpr int kAligned = 16 / sizeof(T);    // elements
-    static constexpr int kUsualExponent = 10;          // suits the most usual magnitudes
+    static constexpr int kBarrier = 1;               // its number
+    static constexpr int kAligned = 16 / sizeof(T);  // elements
+    static constexpr int kUsualExponent = 10;        // suits the most usual magnitudes
     static constexpr int kMostRise = 20;
+    static constexpr int kBestExponent = 14;  // of what is scaled
+    static constexpr int kSuiting = 6;        // binades below that, in which a scale is kept
 
     struct Scale {
         int exponent = S::kScales ? kUsualExponent : 0;
         int least = 127;  // that there was a need for
     };
 
-    // A row of a line: where its columns [begin, end) lie, of the line's first image and the
-    // block's first channel. A pixel's column is `first` and what the table has for it.
+    // A row of a line: where its `count` columns lie, of the line's first image and the block's
+    // first channel. What the table has for a pixel is a column, from the `before`-th one on.
     struct Row {
         const T* values;
-        int first, begin, end;  // none where the row is padding
-        int images;             // that exist, of the line's
+        int before, count;  // none where the row is padding
+        int images;         // that exist, of the line's
     };
 
-    __device__ __forceinline__ static Source source(const T* tensor,
-                                                    const std::int64_t (&strides)[4],
-                                                    const std::int64_t (&size)[2],
-                                                    std::int64_t of_group, int group, int first,
-                                                    int of_block) {
-        const int count = min(static_cast<int>(of_group) - first, of_block);
-        return {tensor + (group * of_group + first) * strides[1], count,
-                (count + kVector - 1) / kVector};
+    // Writes down what is to be known of dy and of x.
+    __device__ __forceinline__ void describe(const Tensors& tensors, const Job& job) {
+        const auto describe_one = [&](int number, const std::int64_t (&strides)[4],
+                                      std::int64_t of_group, int first, int of_block, int pixels,
+                                      int table, int low) {
+            auto& tensor = head_.tensors[number];
+            tensor.begin = tensors.begin[number];
+            tensor.end = tensors.end[number];
+            tensor.channels = tensors.begin[number] +
+                              (job.group * of_group + first) * strides[1] * std::int64_t{sizeof(T)};
+            tensor.of_image = strides[0];
+            tensor.of_channel = strides[1];
+            tensor.of_row = strides[2];
+            tensor.count = min(static_cast<int>(of_group) - first, of_block);
+            tensor.slices = (tensor.count + kVector - 1) / kVector;
+            tensor.pixels = pixels;
+            tensor.table = table;
+            tensor.low = low;
+        };
+        const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
+        describe_one(0, problem_.y_strides, problem_.filters, job.first_filter,
+                     static_cast<int>(problem_.unit_filters) * kRowsOfBlock, S::kPixels, x_pixels,
+                     parts_.y_vectors);
+        describe_one(1, problem_.x_strides, problem_.channels, job.first_channel,
+                     static_cast<int>(problem_.unit_channels) * S::kColumns, x_pixels, 0,
+                     parts_.x_vectors);
     }
 
     // For each pixel: segment and column, in 16 bits each, or -1.
@@ -158,22 +163,20 @@ class RowLoader {
         }
         for (int i = thread; i < S::kPixels; i += kThreads) {
             const int segment = i / pitch, column = i % pitch;
-            const bool exists = segment < segments && column < static_cast<int>(problem_.run_columns);
+            const bool exists =
+                segment < segments && column < static_cast<int>(problem_.run_columns);
             x[pixels + i] = exists ? segment << 16 | column : -1;
         }
     }
 
-    // The line's row of dy, or the i-th of its new rows of x.
-    template <bool kIsX>
-    __device__ __forceinline__ Row row_of(const LineWalk& line, int i) const {
-        const Source& source = kIsX ? input_ : upstream_;
-        const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
-        const int image = line.image();
+    // The i-th new row of x of a line, or its row of dy.
+    __device__ __forceinline__ Row row_of(const LineWalk& line, int i, bool is_x) const {
+        const auto& tensor = head_.tensors[is_x];
         int h = line.row(), first = line.column();
         int end = min(first + static_cast<int>(problem_.run_columns),
                       static_cast<int>(problem_.y_size[1]));
         bool exists = true;
-        if constexpr (kIsX) {
+        if (is_x) {
             const auto stride = static_cast<int>(problem_.stride[1]);
             h = h * static_cast<int>(problem_.stride[0]) + first_row_ +
                 (static_cast<int>(problem_.span) - line.fresh() + i) *
@@ -184,17 +187,17 @@ class RowLoader {
                       static_cast<int>(problem_.x_size[1]));
         }
         const int begin = max(first, 0);
-        return {source.channels + image * strides[0] + h * strides[2] + begin, first, begin,
-                exists ? end : begin,
-                min(static_cast<int>(problem_.images) - image,
+        const T* values = reinterpret_cast<const T*>(tensor.channels) +
+                          line.image() * tensor.of_image + h * tensor.of_row + begin;
+        return {values, begin - first, exists ? max(end - begin, 0) : 0,
+                min(static_cast<int>(problem_.images) - line.image(),
                     static_cast<int>(problem_.segments))};
     }
 
     // Goes over to the next row of which this warp has a slice, if next_slice_ is past the end.
     __device__ __forceinline__ void skip_rows() {
         while (next_line_.exists() &&
-               next_slice_ >=
-                   (next_row_ < next_line_.fresh() ? input_.slices : upstream_.slices)) {
+               next_slice_ >= head_.tensors[next_row_ < next_line_.fresh()].slices) {
             next_slice_ = warp_;
             if (next_row_++ == next_line_.fresh()) {
                 next_row_ = 0;
@@ -203,64 +206,120 @@ class RowLoader {
         }
     }
 
-    // Begins to load this warp's next slice.
+    // Begins to copy this warp's next slice. Each row lies as far beyond a multiple of 16 bytes as
+    // it does in the tensor; missing channels are zeros.
     __device__ __forceinline__ void begin_load(int stage) {
-        if (!next_line_.exists()) return;
-        if (next_row_ < next_line_.fresh()) {
-            copy_slice<true>(row_of<true>(next_line_, next_row_), stage);
-        } else {
-            copy_slice<false>(row_of<false>(next_line_, 0), stage);
+        if (next_line_.exists()) {
+            const bool is_x = next_row_ < next_line_.fresh();
+            const Row row = row_of(next_line_, next_row_, is_x);
+            if (row.count > 0) {
+                const auto& tensor = head_.tensors[is_x];
+                const int channel = next_slice_ * kVector;
+                const Slice slice{
+                    reinterpret_cast<std::uintptr_t>(row.values + channel * tensor.of_channel),
+                    tensor.of_channel * std::int64_t{sizeof(T)},
+                    tensor.of_image * std::int64_t{sizeof(T)},
+                    row.count * static_cast<int>(sizeof(T)),
+                    row.images,
+                    min(tensor.count - channel, kVector)};
+                const std::uintptr_t last = slice.begin + (slice.channels - 1) * slice.of_channel +
+                                            (slice.images - 1) * slice.of_image + slice.bytes;
+                unsigned char* to = loads_ + stage * parts_.load_bytes;
+                if (floor_of(slice.begin) < tensor.begin || floor_of(last + 15) > tensor.end) {
+                    copy_singly(slice, to);
+                } else if constexpr (S::kSideBySide) {
+                    copy_images(slice, to);
+                } else {
+                    copy_image(slice, to);
+                }
+            }
+            next_slice_ += kLoadingWarps;
+            skip_rows();
         }
-        next_slice_ += kLoadingWarps;
-        skip_rows();
+        ptx::cp_async_commit_group();
     }
 
-    // Whole pieces of 16 bytes, but for what lies beyond the tensor's ends.
-    template <bool kIsX>
-    __device__ __forceinline__ void copy_slice(const Row& row, int stage) {
-        const Source& source = kIsX ? input_ : upstream_;
-        const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
-        ptx::Barrier* barrier = head_.loaded[warp_] + stage;
-        unsigned char* to = loads_ + stage * parts_.load_bytes;
+    // What a slice is to copying, in bytes.
+    struct Slice {
+        std::uintptr_t begin;
+        std::int64_t of_channel, of_image;
+        int bytes;             // of a row
+        int images, channels;  // that exist
+    };
+
+    static __device__ __forceinline__ std::uintptr_t floor_of(std::uintptr_t address) {
+        return address & ~std::uintptr_t{15};
+    }
+
+    static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,
+                                                      bool exists) {
+        ptx::cp_async<16>(to, reinterpret_cast<const void*>(from), exists);
+    }
+
+    // Of one image: all lanes have pieces of every channel's row.
+    __device__ __forceinline__ void copy_image(const Slice& slice, unsigned char* to) const {
         const auto row_bytes = static_cast<int>(problem_.load_bytes);
-        const auto segments = static_cast<int>(problem_.segments);
-        int bytes = 0;
-        if (row.end > row.begin) {
 #pragma unroll 1
-            for (int i = lane_; i < kVector * row.images; i += 32) {
-                const int c = i % kVector, segment = i / kVector;
-                const int channel = next_slice_ * kVector + c;
-                if (channel >= source.count) continue;
-                const T* from = row.values + segment * strides[0] + channel * strides[1];
-                unsigned char* there = to + (c * segments + segment) * row_bytes;
-                bytes += copy_row<kIsX>(there, from, row.end - row.begin, barrier);
+        for (int at = lane_ * 16; at < row_bytes; at += 32 * 16) {
+            std::uintptr_t from = slice.begin;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                const std::uintptr_t first = floor_of(from) + at;
+                if (first < from + slice.bytes) {
+                    copy_piece(to + c * row_bytes + at, first, c < slice.channels);
+                }
+                from += slice.of_channel;
             }
         }
-        ptx::mbarrier_arrive_expect_tx(barrier, bytes);
     }
 
-    template <bool kIsX>
-    __device__ __forceinline__ int copy_row(unsigned char* to, const T* from, int count,
-                                            ptx::Barrier* barrier) const {
-        const auto first = reinterpret_cast<std::uintptr_t>(from);
-        const std::uintptr_t floor = first & ~std::uintptr_t{15};
-        const std::uintptr_t last = first + static_cast<std::uintptr_t>(count) * sizeof(T);
-        std::uintptr_t begin = floor, end = (last + 15) & ~std::uintptr_t{15};
-        if (begin < tensors_.begin[kIsX]) begin += 16;
-        if (end > tensors_.end[kIsX]) end -= 16;
-        if (begin > floor) copy_singly(to, floor, first, min(begin, last));
-        if (end < last && end >= floor) copy_singly(to, floor, max(max(end, begin), first), last);
-        if (end <= begin) return 0;
-        const auto bytes = static_cast<int>(end - begin);
-        ptx::cp_async_bulk(to + (begin - floor), reinterpret_cast<const void*>(begin), bytes,
-                           barrier);
-        return bytes;
+    // Of several images: each lane has a channel's row of one.
+    __device__ __forceinline__ void copy_images(const Slice& slice, unsigned char* to) const {
+        const auto row_bytes = static_cast<int>(problem_.load_bytes);
+        const auto segments = static_cast<int>(problem_.segments);
+#pragma unroll 1
+        for (int i = lane_; i < kVector * slice.images; i += 32) {
+            const int c = i % kVector, segment = i / kVector;
+            const std::uintptr_t from =
+                slice.begin + c * slice.of_channel + segment * slice.of_image;
+            unsigned char* there = to + (c * segments + segment) * row_bytes;
+#pragma unroll 4
+            for (int at = 0; at < row_bytes; at += 16) {
+                const std::uintptr_t first = floor_of(from) + at;
+                if (first < from + slice.bytes) {
+                    copy_piece(there + at, first, c < slice.channels);
+                }
+            }
+        }
     }
 
-    static __device__ __forceinline__ void copy_singly(unsigned char* to, std::uintptr_t floor,
-                                                       std::uintptr_t begin, std::uintptr_t end) {
-        for (std::uintptr_t at = begin; at < end; at += sizeof(T)) {
-            *reinterpret_cast<T*>(to + (at - floor)) = *reinterpret_cast<const T*>(at);
+    // Where whole pieces would reach over the tensor's ends.
+    __device__ __forceinline__ void copy_singly(const Slice& slice, unsigned char* to) const {
+        const auto row_bytes = static_cast<int>(problem_.load_bytes);
+        const auto segments = static_cast<int>(problem_.segments);
+#pragma unroll 1
+        for (int i = 0; i < kVector * slice.images; ++i) {
+            const int c = i % kVector, segment = i / kVector;
+            const std::uintptr_t from =
+                slice.begin + c * slice.of_channel + segment * slice.of_image;
+            unsigned char* there =
+                to + (c * segments + segment) * row_bytes + (from - floor_of(from));
+            const auto* values = reinterpret_cast<const T*>(from);
+#pragma unroll 1
+            for (int at = lane_; at < slice.bytes / static_cast<int>(sizeof(T)); at += 32) {
+                reinterpret_cast<T*>(there)[at] =
+                    c < slice.channels ? values[at] : Element<T>::narrow(0);
+            }
+        }
+    }
+
+    // Returns when the place of the line's i-th new row of x is free, or that of its row of dy.
+    __device__ __forceinline__ void make_room(bool is_x, int i) {
+        if (is_x) {
+            const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh() + i;
+            while (oldest_.lowest() <= number - static_cast<int>(problem_.rows)) wait_for_oldest();
+        } else if (waiting_ == static_cast<int>(problem_.lines)) {
+            wait_for_oldest();
         }
     }
 
@@ -272,82 +331,147 @@ class RowLoader {
         --waiting_;
     }
 
-    // Writes a row's operands; whether there is infinity or NaN.
-    template <bool kIsX>
-    __device__ __forceinline__ int bring(const Row& row, unsigned char* to, Scale& scale) {
-        const Source& source = kIsX ? input_ : upstream_;
-        const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
-        const int pixels = kIsX ? WeightShared<S>::pixels_of_x(problem_)
-                                : S::kPixels;
-        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) +
-                           (kIsX ? 0 : WeightShared<S>::pixels_of_x(problem_));
-        auto* vectors = reinterpret_cast<Operands*>(to);
+    // Writes down what the multiplying warpgroups have to know of a row, or of the line itself.
+    __device__ __forceinline__ void note(bool is_x, int slot, int exponent, int special) const {
+        if (is_x) {
+            head_.x_exponents[slot] = exponent;
+            head_.x_specials[slot] = special;
+        } else {
+            const int lowest = slot - static_cast<int>(problem_.span);
+            head_.rows[stage_.stage] =
+                lowest < 0 ? lowest + static_cast<int>(problem_.rows) : lowest;
+            head_.y_exponents[stage_.stage] = exponent;
+            head_.images[stage_.stage] = line_.image();
+            head_.columns[stage_.stage] = line_.column();
+        }
+    }
+
+    // Which column of a row a pixel is, if it exists; and of which image.
+    struct Pixel {
+        int segment, column;
+        bool exists;
+    };
+
+    __device__ __forceinline__ Pixel pixel_of(const Row& row, const int* table, int number) const {
+        const int entry = S::kIsPlain ? number : table[number];
+        const int segment = S::kSideBySide ? entry >> 16 : 0;
+        const int column = (S::kSideBySide ? entry & 0xffff : entry) - row.before;
+        bool exists = static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
+        if constexpr (S::kSideBySide) {
+            exists = exists && static_cast<unsigned>(segment) < static_cast<unsigned>(row.images);
+        }
+        return {segment, column, exists};
+    }
+
+    // Writes a row's operands; whether there is infinity or NaN in x.
+    __device__ __forceinline__ int bring(bool is_x, const Row& row, unsigned char* to,
+                                         Scale& scale) {
+        const auto& tensor = head_.tensors[is_x];
+        const int pixels = tensor.pixels, slices = tensor.slices, low = tensor.low;
+        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + tensor.table;
+        auto* vectors = reinterpret_cast<Operands*>(to) + warp_ * pixels + lane_;
+        int stage = load_stage_;
         const float factor = power_of_two(scale.exponent);
-        const auto segments = static_cast<int>(problem_.segments);
-        const auto row_values = static_cast<int>(problem_.load_bytes / sizeof(T));
-        const auto between = static_cast<int>(strides[1]);
-        const auto aligned_at =
+
+        // Rows lie as far beyond a multiple of 16 bytes as they do in the tensor.
+        const auto begin =
             static_cast<int>(reinterpret_cast<std::uintptr_t>(row.values) / sizeof(T));
+        const auto of_channel = static_cast<int>(tensor.of_channel);
+        const auto of_image = static_cast<int>(tensor.of_image);
+        int offsets[kVector];
+        const auto find_offsets = [&](int segment) {
+            const auto row_values =
+                static_cast<int>(problem_.load_bytes) / static_cast<int>(sizeof(T));
+            const int step = row_values * static_cast<int>(problem_.segments);
+            int place = row_values * segment, shift = begin + segment * of_image;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                offsets[c] = place + (shift & (kAligned - 1));
+                place += step;
+                shift += of_channel;
+            }
+        };
+        if constexpr (!S::kSideBySide) find_offsets(0);
+
         float largest = 0;
 #pragma unroll 1
-        for (int slice = warp_; slice < source.slices; slice += kLoadingWarps) {
-            ptx::mbarrier_wait(head_.loaded[warp_] + load_.stage, load_.parity);
-            const auto* loaded =
-                reinterpret_cast<const T*>(loads_ + load_.stage * parts_.load_bytes);
-            const int count = source.count - slice * kVector;
-            float sums[kVector] = {};
-#pragma unroll 2
-            for (int pixel = lane_; pixel < pixels; pixel += 32) {
-                const int entry = table[pixel];
-                const int segment = entry >> 16, column = row.first + (entry & 0xffff);
-                const bool exists = entry >= 0 && segment < row.images && column >= row.begin &&
-                                    column < row.end;
-                const T* from = loaded + segment * row_values + column - row.begin;
-                int shift = aligned_at + segment * static_cast<int>(strides[0]);
-                T values[kVector];
+        for (int slice = warp_; slice < slices; slice += kLoadingWarps) {
+            ptx::cp_async_wait_group<S::kLoads - 1>();
+            ptx::warp_sync();
+            const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.load_bytes);
+            const T* rows[kVector];
+            if constexpr (S::kIsPlain) {
 #pragma unroll
                 for (int c = 0; c < kVector; ++c) {
-                    values[c] = Element<T>::narrow(0);
-                    if (exists && c < count) values[c] = from[shift & (kAligned - 1)];
-                    from += segments * row_values;
-                    shift += between;
-                }
-                convert<kIsX>(values, factor, vectors + slice * pixels + pixel);
-                largest = fmaxf(largest, largest_of(values));
-                if constexpr (!kIsX) {
-#pragma unroll
-                    for (int c = 0; c < kVector; ++c) sums[c] += widened(values[c]);
+                    rows[c] = loaded + offsets[c] + lane_ - row.before;
                 }
             }
-            if constexpr (!kIsX) {
-                if (sums_bias_) {
+            float sums[kVector] = {};
+            // Some vectors at once, so that each need not wait for its own values.
+            const auto turn = [&](auto count, int first) {
+                constexpr int kCount = decltype(count)::value;
+                T values[kCount][kVector];
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) {
+                    const Pixel pixel = pixel_of(row, table, first + i * 32 + lane_);
+                    if constexpr (S::kSideBySide) find_offsets(pixel.segment);
 #pragma unroll
                     for (int c = 0; c < kVector; ++c) {
-                        biases_[(slice * kVector + c) * 32] += sums[c];
+                        values[i][c] = Element<T>::narrow(0);
+                        if (pixel.exists) {
+                            values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
+                                                       : loaded[offsets[c] + pixel.column];
+                        }
                     }
                 }
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) {
+                    convert<false>(values[i], factor, vectors + first + i * 32, low, &largest);
+                    if (sums_bias_ && !is_x) {
+#pragma unroll
+                        for (int c = 0; c < kVector; ++c) sums[c] += widened(values[i][c]);
+                    }
+                }
+            };
+            int first = 0;
+#pragma unroll 1
+            for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
+                turn(std::integral_constant<int, S::kAtOnce>{}, first);
             }
+#pragma unroll 1
+            for (; first + lane_ < pixels; first += 32) {
+                turn(std::integral_constant<int, 1>{}, first);
+            }
+            if (sums_bias_ && !is_x) {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
+                }
+            }
+            vectors += kLoadingWarps * pixels;
             ptx::warp_sync();
-            begin_load(load_.stage);
-            load_.advance(static_cast<int>(problem_.loads));
+            begin_load(stage);
+            stage = stage + 1 == S::kLoads ? 0 : stage + 1;
         }
-        return agree<kIsX>(row, vectors, pixels, table, scale, magnitude_bits(largest));
+        load_stage_ = stage;
+        return agree(is_x, row, table, reinterpret_cast<Operands*>(to), scale,
+                     magnitude_bits(largest));
     }
 
     // Takes the row over with another scale if that does not suit it; whether it has infinity or
     // NaN.
-    template <bool kIsX>
-    __device__ __forceinline__ int agree(const Row& row, Operands* vectors, int pixels,
-                                         const int* table, Scale& scale, unsigned bits) {
-        if constexpr (!S::kScales && !kIsX) return 0;
+    __device__ __forceinline__ int agree(bool is_x, const Row& row, const int* table,
+                                         Operands* vectors, Scale& scale, unsigned bits) {
+        if (!S::kScales && !is_x) return 0;
         bits = largest_of_all(bits);
         const bool special = bits >= kInfinityBits;
         if constexpr (S::kScales) {
             if (special) {
                 float finite = 0;
-                visit<kIsX>(row, pixels, table, [&](const T(&values)[kVector], int) {
-                    for (const T value : values) {
-                        const float magnitude = fabsf(widened(value));
+                visit(is_x, row, table, [&](const T(&values)[kVector], int) {
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) {
+                        const float magnitude = fabsf(widened(values[c]));
                         if (magnitude_bits(magnitude) < kInfinityBits) {
                             finite = fmaxf(finite, magnitude);
                         }
@@ -355,46 +479,44 @@ class RowLoader {
                 });
                 bits = largest_of_all(magnitude_bits(finite));
             }
-            if (bits == 0) return special;
             const int exponent = static_cast<int>(bits >> 23) - 127;
-            const int wanted = min(min(max(14 - exponent, -126), 127), scale.least + kMostRise);
-            // With the present scale, the largest is in [2**8, 2**15), or need not be.
-            if (wanted < scale.exponent || wanted > scale.exponent + 6) {
-                scale.exponent = wanted;
-                const float factor = power_of_two(wanted);
-                visit<kIsX>(row, pixels, table, [&](const T(&values)[kVector], int vector) {
-                    convert<kIsX>(values, factor, vectors + vector);
+            const int wanted =
+                min(min(max(kBestExponent - exponent, -126), 127), scale.least + kMostRise);
+            const bool suits =
+                bits == 0 || (wanted >= scale.exponent && wanted <= scale.exponent + kSuiting);
+            if (!suits) scale.exponent = wanted;
+            if (bits != 0) scale.least = min(scale.least, scale.exponent);
+            if (!suits || (special && S::kParts == 2)) {
+                const float factor = power_of_two(scale.exponent);
+                const int low = head_.tensors[is_x].low;
+                visit(is_x, row, table, [&](const T(&values)[kVector], int vector) {
+                    convert<true>(values, factor, vectors + vector, low, nullptr);
                 });
             }
-            scale.least = min(scale.least, scale.exponent);
         }
         return special;
     }
 
     // Reads this warp's slices of a row once more.
-    template <bool kIsX, typename Visitor>
-    __device__ __forceinline__ void visit(const Row& row, int pixels, const int* table,
+    template <typename Visitor>
+    __device__ __forceinline__ void visit(bool is_x, const Row& row, const int* table,
                                           const Visitor& visitor) const {
-        const Source& source = kIsX ? input_ : upstream_;
-        const auto& strides = kIsX ? problem_.x_strides : problem_.y_strides;
+        const auto& tensor = head_.tensors[is_x];
 #pragma unroll 1
-        for (int slice = warp_; slice < source.slices; slice += kLoadingWarps) {
+        for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
 #pragma unroll 1
-            for (int pixel = lane_; pixel < pixels; pixel += 32) {
-                const int entry = table[pixel];
-                const int segment = entry >> 16, column = row.first + (entry & 0xffff);
-                const bool exists = entry >= 0 && segment < row.images && column >= row.begin &&
-                                    column < row.end;
-                const T* from = row.values + segment * strides[0] +
-                                slice * kVector * strides[1] + column - row.begin;
+            for (int number = lane_; number < tensor.pixels; number += 32) {
+                const Pixel pixel = pixel_of(row, table, number);
+                const T* from = row.values + pixel.segment * tensor.of_image +
+                                slice * kVector * tensor.of_channel + pixel.column;
                 T values[kVector];
 #pragma unroll
                 for (int c = 0; c < kVector; ++c) {
-                    values[c] = ptx::load_if(exists && slice * kVector + c < source.count, from,
-                                             Element<T>::narrow(0));
-                    from += strides[1];
+                    values[c] = ptx::load_if(pixel.exists && slice * kVector + c < tensor.count,
+                                             from, Element<T>::narrow(0));
+                    from += tensor.of_channel;
                 }
-                visitor(values, slice * pixels + pixel);
+                visitor(values, slice * tensor.pixels + number);
             }
         }
     }
@@ -403,35 +525,56 @@ class RowLoader {
         return static_cast<float>(Element<T>::widen(value));
     }
 
-    static __device__ __forceinline__ float largest_of(const T (&values)[kVector]) {
-        float largest = 0;
-        // (fmaxf passes over NaN, and magnitude_bits has to see it.)
-        float sum = 0;
-#pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-            const float magnitude = fabsf(widened(values[c]));
-            largest = fmaxf(largest, magnitude);
-            sum += magnitude;
-        }
-        return sum <= __builtin_huge_valf() ? largest : __builtin_huge_valf();
-    }
-
-    template <bool kIsX>
-    __device__ __forceinline__ void convert(const T (&values)[kVector], float factor,
-                                            Operands* to) const {
-        Operands high, low;
+    // Writes a vector's operands; finds the largest magnitude, or NaN. Only if it is careful
+    // infinity becomes no NaN when it is split.
+    template <bool kIsCareful>
+    static __device__ __forceinline__ void convert(const T (&values)[kVector], float factor,
+                                                   Operands* to, int low, float* largest) {
+        Operands high, rest;
 #pragma unroll
         for (int c = 0; c < kVector; ++c) {
             if constexpr (!S::kScales) {
                 high.values[c] = values[c];
-            } else if constexpr (S::kParts == 2) {
-                split(factor * values[c], high.values[c], low.values[c]);
             } else {
-                high.values[c] = Element<Operand>::narrow(factor * values[c]);
+                const float value = factor * values[c];
+                if constexpr (S::kParts == 2 && kIsCareful) {
+                    split(value, high.values[c], rest.values[c]);
+                } else {
+                    high.values[c] = Element<Operand>::narrow(value);
+                    if constexpr (S::kParts == 2) {
+                        rest.values[c] = Element<Operand>::narrow(
+                            value - Element<Operand>::widen(high.values[c]));
+                    }
+                }
             }
         }
+        if constexpr (S::kScales && !kIsCareful) {
+            float pairs[kVector / 2];
+#pragma unroll
+            for (int c = 0; c < kVector; c += 2) {
+                pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
+            }
+            *largest =
+                ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
+                                ptx::max_or_nan(pairs[2], pairs[3]));
+        }
+        if constexpr (!S::kScales && !kIsCareful) {
+            if (has_special(high)) *largest = __builtin_huge_valf();
+        }
         to[0] = high;
-        if constexpr (S::kParts == 2) to[kIsX ? parts_.x_vectors : parts_.y_vectors] = low;
+        if constexpr (S::kParts == 2) to[low] = rest;
+    }
+
+    // Whether all bits of some exponent are ones: then adding to the last of them carries.
+    static __device__ __forceinline__ bool has_special(const Operands& operands) {
+        constexpr bool kIsHalf = std::is_same_v<Operand, __half>;
+        constexpr unsigned kExponents = kIsHalf ? 0x7c007c00u : 0x7f807f80u;
+        constexpr unsigned kLast = kIsHalf ? 0x04000400u : 0x00800080u;
+        const auto& words = reinterpret_cast<const Vector<unsigned, kVector / 2>&>(operands);
+        unsigned carries = 0;
+#pragma unroll
+        for (int i = 0; i < kVector / 2; ++i) carries |= (words.values[i] & kExponents) + kLast;
+        return (carries & 0x80008000u) != 0;
     }
 
     __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
@@ -446,17 +589,15 @@ class RowLoader {
     }
 
     const WeightProblem& problem_;
-    const Tensors& tensors_;
     const WeightShared<S>& parts_;
     typename WeightShared<S>::Head& head_;
     unsigned char *shared_, *loads_;
-    float* biases_;  // every 32nd from here on is this lane's
+    float* biases_;  // of each filter, 32 lanes' sums
     int warp_, lane_, first_row_, turn_ = 0;
     bool sums_bias_;
-    Source upstream_, input_;
-    Scale x_scale_, y_scale_;
-    LineWalk line_;      // that is brought
-    Ring stage_, load_;  // of lines, and of this warp's loads
+    LineWalk line_;       // that is brought
+    Ring stage_;          // of lines
+    int load_stage_ = 0;  // of this warp's loads, which is to be turned around next
     // The oldest line that is not multiplied yet, and how many there are.
     LineWalk oldest_;
     Ring done_;

@@ -167,17 +167,16 @@ class WeightMultiplier {
             const auto* y = reinterpret_cast<const Operand*>(
                 shared_ + parts_.y + stage * parts_.y_bytes +
                 (places(slot).y + thread / 32 * 2 * S::kPixels) * 16 + thread % 32 / 4 * 2);
-            const auto* x = reinterpret_cast<const Operand*>(
-                shared_ + parts_.x + row_of(slot, stage) * parts_.x_bytes +
-                places(slot).x * 16 + thread % 4 * 4);
+            const auto* x = reinterpret_cast<const Operand*>(shared_ + parts_.x +
+                                                             row_of(slot, stage) * parts_.x_bytes +
+                                                             places(slot).x * 16 + thread % 4 * 4);
 #pragma unroll 1
             for (int pixel = 0; pixel < S::kPixels; ++pixel) {
                 const int entry = table[pixel];
                 if (entry < 0 || entry >> 16 >= images || (entry & 0xffff) >= columns) continue;
                 const Operand* of_y = y + pixel * kVector;
-                const float filters[2] = {
-                    value_at(of_y, parts_.y_vectors),
-                    value_at(of_y + S::kPixels * kVector, parts_.y_vectors)};
+                const float filters[2] = {value_at(of_y, parts_.y_vectors),
+                                          value_at(of_y + S::kPixels * kVector, parts_.y_vectors)};
                 const Operand* of_x = x + pixel * kVector;
 #pragma unroll
                 for (int i = 0; i < kValues; i += 4) {

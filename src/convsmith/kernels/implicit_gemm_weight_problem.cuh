@@ -18,9 +18,8 @@
 
 namespace convsmith::implicit_gemm {
 
-inline constexpr int kMostLines = 8;    // in shared memory
-inline constexpr int kMostRows = 64;    // of x in the ring
-inline constexpr int kMostLoads = 16;   // of a loading warp, on their way
+inline constexpr int kMostLines = 8;  // in shared memory
+inline constexpr int kMostRows = 64;  // of x in the ring
 inline constexpr int kLoadingWarps = 4;
 inline constexpr int kUnits = 9;
 
@@ -33,11 +32,11 @@ struct WeightProblem {
     std::int64_t runs, run_columns;                       // of a row of outputs
     std::int64_t segments, pitch;                         // images of a line
     std::int64_t x_pixels, phases;                        // of a row of x, each phase
-    std::int64_t row_step;                                // from a row of x that may be met to the next
-    std::int64_t span, advance;      // rows of x that a line meets; that are new in the next one
-    std::int64_t lines, rows, loads; // of the rings, the last one of a loading warp
-    std::int64_t load_bytes;         // of a channel's row, as it is loaded
-    std::int64_t splits;             // of all lines, each with its own partial sums
+    std::int64_t row_step;       // from a row of x that may be met to the next
+    std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
+    std::int64_t lines, rows;    // of the rings
+    std::int64_t load_bytes;     // of a channel's row, as it is loaded
+    std::int64_t splits;         // of all lines, each with its own partial sums
 };
 
 // Where dy and x lie, from their first elements to past their last ones.
@@ -51,8 +50,11 @@ struct Tensors {
 };
 
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
-// warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels.
-template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_>
+// warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels. They are of
+// several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of x
+// and of dy, it is plain.
+template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
+          bool kIsPlain_, int kLoads_>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -61,6 +63,10 @@ struct WeightGradient {
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
+    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
+    static constexpr int kLoads =
+        kLoads_;  // slices of rows that each loading warp has on their way
+    static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
     static constexpr int kConsumers = 3;  // warpgroups, and one that loads
     static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kProducts == 1 ? 136 : 144;
@@ -188,9 +194,16 @@ struct WeightShared {
     struct Place {
         int y, x, row;
     };
+    // What is to be known of dy (0) and of x (1) when their rows are loaded.
+    struct Tensor {
+        std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
+        std::int64_t of_image, of_channel, of_row;  // strides
+        int count, slices, pixels;  // channels of the block that exist; of a row of kVector
+        int table, low;             // where the pixels' table begins, and low parts' vectors
+    };
     struct Head {
+        Tensor tensors[2];
         ptx::Barrier full[kMostLines], empty[kMostLines];
-        ptx::Barrier loaded[kLoadingWarps][kMostLoads];
         Place places[kUnits];
         // Of each line: its first row's place in the ring, its first image and column, what its dy
         // has been multiplied by, a power of two.
@@ -201,10 +214,10 @@ struct WeightShared {
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
 
-    int y_vectors, x_vectors;        // of one part of a row
-    int y_bytes, x_bytes;            // of a row
+    int y_vectors, x_vectors;                // of one part of a row
+    int y_bytes, x_bytes;                    // of a row
     int y, x, loads, tables, biases, bytes;  // offsets
-    int load_bytes;                  // of kVector channels of a row
+    int load_bytes;                          // of kVector channels of a row
 
     __host__ __device__ WeightShared(const WeightProblem& problem, bool has_bias) {
         const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
@@ -217,7 +230,7 @@ struct WeightShared {
         y = kHeadBytes;
         x = y + static_cast<int>(problem.lines) * y_bytes;
         loads = x + static_cast<int>(problem.rows) * x_bytes;
-        tables = loads + kLoadingWarps * static_cast<int>(problem.loads) * load_bytes;
+        tables = loads + kLoadingWarps * S::kLoads * load_bytes;
         biases = tables + (pixels_of_x(problem) + S::kPixels + 3) / 4 * 16;
         bytes = biases + (has_bias ? filters * 32 * 4 : 0);
     }

@@ -12,9 +12,10 @@ from convsmith.spec import ConvSpec
 CYCLES = 1700.0
 PRODUCT_CYCLES = {64: 32, 32: 24, 16: 20}  # of 64 filters, 16 pixels, by channels
 LOADED_VECTORS = {1: 1100.0, 3: 700.0}  # by the number of products
-LOADED_COPIES = 60.0  # of a channel's row of one image
+LOADED_SLICES = 60.0  # beside their vectors, of each image
 LINE_US = 0.25
-OVERLAP_OF_LOADING = 0.3
+WAITED_FOR = 1.5  # where a warp has nothing else on its way
+UNHIDDEN = 0.3  # of the shorter one of loading and multiplying
 WEIGHT_LAUNCHES_MS = 0.012
 PARTIAL_SUMS_TBPS = 1.5
 SHARE_OF_COPY_RATE = 0.85
@@ -22,19 +23,19 @@ SHARE_OF_COPY_RATE = 0.85
 
 def line_us(configuration: WeightConfiguration) -> float:
     """Time of a line: multiplying or loading, whichever takes longer, and part of the other."""
-    line, products = configuration.line, configuration.products
-    units = 3 * configuration.slots
-    if configuration.unit_filters * configuration.unit_channels * configuration.unit_taps < units:
-        units = configuration.unit_filters * configuration.unit_channels * configuration.unit_taps
-    steps = line.y_pixels // 16 * products
-    multiply = units * steps * PRODUCT_CYCLES[configuration.columns] / CYCLES
-    of_y = configuration.unit_filters * 8
-    of_x = configuration.advance * configuration.unit_channels * configuration.columns // 8
-    vectors = of_y * line.y_pixels + of_x * configuration.phases * line.x_pixels
-    copies = (of_y + of_x) * 8 * line.segments
-    load = vectors / LOADED_VECTORS[products] + copies / LOADED_COPIES / 8
+    line, products, slots = configuration.line, configuration.products, configuration.slots
+    filters, channels = configuration.unit_filters, configuration.unit_channels
+    warpgroups = -(-filters * channels * configuration.unit_taps // slots)
+    steps = warpgroups * slots * line.y_pixels // 16 * products
+    multiply = steps * PRODUCT_CYCLES[configuration.columns] / CYCLES
+    of_x = configuration.advance * channels * configuration.columns // 8
+    vectors = filters * 8 * line.y_pixels + of_x * configuration.phases * line.x_pixels
+    slices = filters * 8 + of_x
+    load = vectors / LOADED_VECTORS[products] + slices * line.segments / LOADED_SLICES
+    if configuration.loads == 1:
+        load *= WAITED_FOR
     longest, other = max(multiply, load), min(multiply, load)
-    return longest + OVERLAP_OF_LOADING * other + LINE_US
+    return longest + (UNHIDDEN if configuration.lines > 1 else 1) * other + LINE_US
 
 
 def blocks_us(configuration: WeightConfiguration, multiprocessors: int) -> float:
