@@ -52,6 +52,12 @@ IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
     ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 44),
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 160),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 104),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 700),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 40),
+    ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
+    ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),
+    ("rn50_l2_3x3s2", Direction.GRAD_WEIGHT, Precision.TF32, 8),
 )
 LAYERS = {layer.name: layer for layer in CORE}
 

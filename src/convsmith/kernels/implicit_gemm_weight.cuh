@@ -21,6 +21,16 @@ struct Partial {
           biases(problem.groups * problem.filters) {}
 };
 
+// A warpgroup has so many registers a thread from here on; at the launch it has 128.
+template <int kRegisters>
+__device__ __forceinline__ void take_registers() {
+    if constexpr (kRegisters > 128) {
+        ptx::setmaxnreg_inc<kRegisters>();
+    } else {
+        ptx::setmaxnreg_dec<kRegisters>();
+    }
+}
+
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     weight_gradient(const WeightProblem problem, const WeightShared<S> parts, const Tensors tensors,
@@ -53,21 +63,22 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         const int shift = (tap % columns * dilation - phase * dilation % stride) / stride;
         const int row = (tap / columns - job.first_tap / columns) *
                         static_cast<int>(problem.dilation[0] / problem.row_step);
-        head.places[thread] = {unit.filter / kVector * S::kPixels,
-                               unit.channel / kVector * WeightShared<S>::pixels_of_x(problem) +
-                                   phase * static_cast<int>(problem.x_pixels) + shift,
-                               row};
+        auto& place = head.places[thread];
+        place.row = row;
+        place.y = unit.filter / kVector * S::kPixels;
+        place.x = unit.channel / kVector * WeightShared<S>::pixels_of_x(problem) +
+                  phase * static_cast<int>(problem.x_pixels) + shift;
     }
     __syncthreads();
 
     if (warpgroup == S::kConsumers) {
-        ptx::setmaxnreg_dec<S::kLoaderRegisters>();
+        take_registers<S::kLoaderRegisters>();
         RowLoader<S> loader(problem, job, tensors, sums_bias != 0 && job.has_bias(), shared, parts,
                             head, thread - S::kConsumers * ptx::kWarpgroup);
         loader.load(partial + problem.splits * part.sums + job.split * part.biases +
                     job.group * problem.filters + job.first_filter);
     } else {
-        ptx::setmaxnreg_inc<S::kConsumerRegisters>();
+        take_registers<S::kConsumerRegisters>();
         if (warpgroup * S::kSlots >= units) return;
         WeightMultiplier<S> multiplier(problem, parts, shared, head, warpgroup);
         multiplier.multiply(LineWalk(problem, job.split).left());

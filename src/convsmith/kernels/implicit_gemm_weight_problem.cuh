@@ -64,13 +64,16 @@ struct WeightGradient {
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
     static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
-    static constexpr int kLoads =
-        kLoads_;  // slices of rows that each loading warp has on their way
-    static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
-    static constexpr int kConsumers = 3;  // warpgroups, and one that loads
+    static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
+    static constexpr int kConsumers = 3;    // warpgroups, and one that loads
     static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
-    static constexpr int kConsumerRegisters = kProducts == 1 ? 136 : 144;
-    static constexpr int kLoaderRegisters = kProducts == 1 ? 104 : 80;
+
+    // A multiplying thread keeps so many sums, and products that are not added yet; what it needs
+    // no registers for, loading threads have.
+    static constexpr int kKept = (kSlots + (kProducts == 1 ? 0 : 1)) * kColumns / 2;
+    static constexpr int kConsumerRegisters = kKept > 96 ? 144 : kKept > 64 ? 136 : 104;
+    static constexpr int kLoaderRegisters = 4 * 128 - kConsumers * kConsumerRegisters;
+    static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
 };
 
