@@ -2,7 +2,8 @@
 // some lines for some units, into float32 partial sums; the second one adds these in a fixed order.
 //
 //   implicit_gemm_weight_problem.cuh    lines, units, shared memory
-//   implicit_gemm_weight_load.cuh       rows of dy and x on their way to shared memory
+//   implicit_gemm_weight_copy.cuh       rows of dy and x, as they are
+//   implicit_gemm_weight_load.cuh       and as operands, on their way to shared memory
 //   implicit_gemm_weight_multiply.cuh   products
 #pragma once
 

@@ -11,8 +11,7 @@
 // would drive the sums beyond float32's range.
 #pragma once
 
-#include "implicit_gemm_weight_problem.cuh"
-#include "ptx/cp_async.cuh"
+#include "implicit_gemm_weight_copy.cuh"
 #include "ptx/load.cuh"
 #include "ptx/max.cuh"
 #include "ptx/warpgroup.cuh"
@@ -206,8 +205,7 @@ class RowLoader {
         }
     }
 
-    // Begins to copy this warp's next slice. Each row lies as far beyond a multiple of 16 bytes as
-    // it does in the tensor; missing channels are zeros.
+    // Begins to copy this warp's next slice.
     __device__ __forceinline__ void begin_load(int stage) {
         if (next_line_.exists()) {
             const bool is_x = next_row_ < next_line_.fresh();
@@ -215,102 +213,21 @@ class RowLoader {
             if (row.count > 0) {
                 const auto& tensor = head_.tensors[is_x];
                 const int channel = next_slice_ * kVector;
-                const Slice slice{
+                const Slice<S> slice{
                     reinterpret_cast<std::uintptr_t>(row.values + channel * tensor.of_channel),
                     tensor.of_channel * std::int64_t{sizeof(T)},
                     tensor.of_image * std::int64_t{sizeof(T)},
                     row.count * static_cast<int>(sizeof(T)),
                     row.images,
-                    min(tensor.count - channel, kVector)};
-                const std::uintptr_t last = slice.begin + (slice.channels - 1) * slice.of_channel +
-                                            (slice.images - 1) * slice.of_image + slice.bytes;
-                unsigned char* to = loads_ + stage * parts_.load_bytes;
-                if (floor_of(slice.begin) < tensor.begin || floor_of(last + 15) > tensor.end) {
-                    copy_singly(slice, to);
-                } else if constexpr (S::kSideBySide) {
-                    copy_images(slice, to);
-                } else {
-                    copy_image(slice, to);
-                }
+                    min(tensor.count - channel, kVector),
+                    static_cast<int>(problem_.segments),
+                    static_cast<int>(problem_.load_bytes)};
+                slice.copy(loads_ + stage * parts_.load_bytes, tensor.begin, tensor.end, lane_);
             }
             next_slice_ += kLoadingWarps;
             skip_rows();
         }
         ptx::cp_async_commit_group();
-    }
-
-    // What a slice is to copying, in bytes.
-    struct Slice {
-        std::uintptr_t begin;
-        std::int64_t of_channel, of_image;
-        int bytes;             // of a row
-        int images, channels;  // that exist
-    };
-
-    static __device__ __forceinline__ std::uintptr_t floor_of(std::uintptr_t address) {
-        return address & ~std::uintptr_t{15};
-    }
-
-    static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,
-                                                      bool exists) {
-        ptx::cp_async<16>(to, reinterpret_cast<const void*>(from), exists);
-    }
-
-    // Of one image: all lanes have pieces of every channel's row.
-    __device__ __forceinline__ void copy_image(const Slice& slice, unsigned char* to) const {
-        const auto row_bytes = static_cast<int>(problem_.load_bytes);
-#pragma unroll 1
-        for (int at = lane_ * 16; at < row_bytes; at += 32 * 16) {
-            std::uintptr_t from = slice.begin;
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) {
-                const std::uintptr_t first = floor_of(from) + at;
-                if (first < from + slice.bytes) {
-                    copy_piece(to + c * row_bytes + at, first, c < slice.channels);
-                }
-                from += slice.of_channel;
-            }
-        }
-    }
-
-    // Of several images: each lane has a channel's row of one.
-    __device__ __forceinline__ void copy_images(const Slice& slice, unsigned char* to) const {
-        const auto row_bytes = static_cast<int>(problem_.load_bytes);
-        const auto segments = static_cast<int>(problem_.segments);
-#pragma unroll 1
-        for (int i = lane_; i < kVector * slice.images; i += 32) {
-            const int c = i % kVector, segment = i / kVector;
-            const std::uintptr_t from =
-                slice.begin + c * slice.of_channel + segment * slice.of_image;
-            unsigned char* there = to + (c * segments + segment) * row_bytes;
-#pragma unroll 4
-            for (int at = 0; at < row_bytes; at += 16) {
-                const std::uintptr_t first = floor_of(from) + at;
-                if (first < from + slice.bytes) {
-                    copy_piece(there + at, first, c < slice.channels);
-                }
-            }
-        }
-    }
-
-    // Where whole pieces would reach over the tensor's ends.
-    __device__ __forceinline__ void copy_singly(const Slice& slice, unsigned char* to) const {
-        const auto row_bytes = static_cast<int>(problem_.load_bytes);
-        const auto segments = static_cast<int>(problem_.segments);
-#pragma unroll 1
-        for (int i = 0; i < kVector * slice.images; ++i) {
-            const int c = i % kVector, segment = i / kVector;
-            const std::uintptr_t from =
-                slice.begin + c * slice.of_channel + segment * slice.of_image;
-            unsigned char* there =
-                to + (c * segments + segment) * row_bytes + (from - floor_of(from));
-            const auto* values = reinterpret_cast<const T*>(from);
-#pragma unroll 1
-            for (int at = lane_; at < slice.bytes / static_cast<int>(sizeof(T)); at += 32) {
-                reinterpret_cast<T*>(there)[at] =
-                    c < slice.channels ? values[at] : Element<T>::narrow(0);
-            }
-        }
     }
 
     // Returns when the place of the line's i-th new row of x is free, or that of its row of dy.

@@ -3,6 +3,7 @@
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
+#include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -41,6 +42,7 @@ class WeightMultiplier {
             }
             if (special != 0) {
                 add_singly(line.stage);
+                ptx::warp_sync();
             } else if constexpr (S::kProducts == 1) {
                 add_line(line.stage);
             } else {
