@@ -15,15 +15,15 @@ struct Slice {
     std::uintptr_t begin;
     std::int64_t of_channel, of_image;  // from one to the next, in bytes
     int bytes;                          // of a row
-    int images, channels;               // that exist; missing channels are zeros
+    int images, channels;               // that exist, or more; missing channels are zeros
     int segments, row_bytes;            // images, and bytes of a row, that there is room for
 
-    // Begins to copy it, if the tensor lies from `first` to `end`.
-    __device__ __forceinline__ void copy(unsigned char* to, std::uintptr_t first,
-                                         std::uintptr_t end, int lane) const {
-        const std::uintptr_t last =
-            begin + (channels - 1) * of_channel + (images - 1) * of_image + bytes;
-        if (floor_of(begin) < first || floor_of(last + 15) > end) {
+    // Whole pieces do not reach over the tensor's ends.
+    bool is_inside;
+
+    // Begins to copy it.
+    __device__ __forceinline__ void copy(unsigned char* to, int lane) const {
+        if (!is_inside) {
             copy_singly(to, lane);
         } else if constexpr (S::kSideBySide) {
             copy_images(to, lane);
@@ -32,11 +32,11 @@ struct Slice {
         }
     }
 
-  private:
     static __device__ __forceinline__ std::uintptr_t floor_of(std::uintptr_t address) {
         return address & ~std::uintptr_t{15};
     }
 
+  private:
     static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,
                                                       bool exists) {
         ptx::cp_async<16>(to, reinterpret_cast<const void*>(from), exists);

@@ -128,9 +128,9 @@ class RowLoader {
             tensor.end = tensors.end[number];
             tensor.channels = tensors.begin[number] +
                               (job.group * of_group + first) * strides[1] * std::int64_t{sizeof(T)};
-            tensor.of_image = strides[0];
-            tensor.of_channel = strides[1];
-            tensor.of_row = strides[2];
+            tensor.of_image = strides[0] * std::int64_t{sizeof(T)};
+            tensor.of_channel = strides[1] * std::int64_t{sizeof(T)};
+            tensor.of_row = strides[2] * std::int64_t{sizeof(T)};
             tensor.count = min(static_cast<int>(of_group) - first, of_block);
             tensor.slices = (tensor.count + kVector - 1) / kVector;
             tensor.pixels = pixels;
@@ -186,8 +186,10 @@ class RowLoader {
                       static_cast<int>(problem_.x_size[1]));
         }
         const int begin = max(first, 0);
-        const T* values = reinterpret_cast<const T*>(tensor.channels) +
-                          line.image() * tensor.of_image + h * tensor.of_row + begin;
+        const T* values =
+            reinterpret_cast<const T*>(tensor.channels + line.image() * tensor.of_image +
+                                       h * tensor.of_row) +
+            begin;
         return {values, begin - first, exists ? max(end - begin, 0) : 0,
                 min(static_cast<int>(problem_.images) - line.image(),
                     static_cast<int>(problem_.segments))};
@@ -203,29 +205,33 @@ class RowLoader {
                 next_line_.advance();
             }
         }
+        if (!next_line_.exists()) return;
+        const bool is_x = next_row_ < next_line_.fresh();
+        const auto& tensor = head_.tensors[is_x];
+        const Row row = row_of(next_line_, next_row_, is_x);
+        const auto begin = reinterpret_cast<std::uintptr_t>(row.values);
+        next_.begin = begin + warp_ * (kVector * tensor.of_channel);
+        next_.bytes = row.count * static_cast<int>(sizeof(T));
+        next_.images = row.images;
+        const std::uintptr_t last = begin + (tensor.count - 1) * tensor.of_channel +
+                                    (row.images - 1) * tensor.of_image + next_.bytes;
+        next_.is_inside = Slice<S>::floor_of(begin) >= tensor.begin &&
+                          Slice<S>::floor_of(last + 15) <= tensor.end;
     }
 
     // Begins to copy this warp's next slice.
     __device__ __forceinline__ void begin_load(int stage) {
         if (next_line_.exists()) {
-            const bool is_x = next_row_ < next_line_.fresh();
-            const Row row = row_of(next_line_, next_row_, is_x);
-            if (row.count > 0) {
-                const auto& tensor = head_.tensors[is_x];
-                const int channel = next_slice_ * kVector;
-                const Slice<S> slice{
-                    reinterpret_cast<std::uintptr_t>(row.values + channel * tensor.of_channel),
-                    tensor.of_channel * std::int64_t{sizeof(T)},
-                    tensor.of_image * std::int64_t{sizeof(T)},
-                    row.count * static_cast<int>(sizeof(T)),
-                    row.images,
-                    min(tensor.count - channel, kVector),
-                    static_cast<int>(problem_.segments),
-                    static_cast<int>(problem_.load_bytes)};
-                slice.copy(loads_ + stage * parts_.load_bytes, tensor.begin, tensor.end, lane_);
-            }
+            const auto& tensor = head_.tensors[next_row_ < next_line_.fresh()];
+            next_.of_channel = tensor.of_channel;
+            next_.of_image = tensor.of_image;
+            next_.channels = tensor.count - next_slice_ * kVector;
+            next_.segments = static_cast<int>(problem_.segments);
+            next_.row_bytes = static_cast<int>(problem_.load_bytes);
+            if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.load_bytes, lane_);
             next_slice_ += kLoadingWarps;
-            skip_rows();
+            next_.begin += kLoadingWarps * kVector * tensor.of_channel;
+            if (next_slice_ >= tensor.slices) skip_rows();
         }
         ptx::cp_async_commit_group();
     }
@@ -293,8 +299,8 @@ class RowLoader {
         // Rows lie as far beyond a multiple of 16 bytes as they do in the tensor.
         const auto begin =
             static_cast<int>(reinterpret_cast<std::uintptr_t>(row.values) / sizeof(T));
-        const auto of_channel = static_cast<int>(tensor.of_channel);
-        const auto of_image = static_cast<int>(tensor.of_image);
+        const auto of_channel = static_cast<int>(tensor.of_channel / std::int64_t{sizeof(T)});
+        const auto of_image = static_cast<int>(tensor.of_image / std::int64_t{sizeof(T)});
         int offsets[kVector];
         const auto find_offsets = [&](int segment) {
             const auto row_values =
@@ -424,13 +430,14 @@ class RowLoader {
 #pragma unroll 1
             for (int number = lane_; number < tensor.pixels; number += 32) {
                 const Pixel pixel = pixel_of(row, table, number);
-                const T* from = row.values + pixel.segment * tensor.of_image +
-                                slice * kVector * tensor.of_channel + pixel.column;
+                auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column) +
+                            pixel.segment * tensor.of_image + slice * (kVector * tensor.of_channel);
                 T values[kVector];
 #pragma unroll
                 for (int c = 0; c < kVector; ++c) {
-                    values[c] = ptx::load_if(pixel.exists && slice * kVector + c < tensor.count,
-                                             from, Element<T>::narrow(0));
+                    values[c] =
+                        ptx::load_if(pixel.exists && slice * kVector + c < tensor.count,
+                                     reinterpret_cast<const T*>(from), Element<T>::narrow(0));
                     from += tensor.of_channel;
                 }
                 visitor(values, slice * tensor.pixels + number);
@@ -522,6 +529,7 @@ class RowLoader {
     // What is to be loaded next.
     LineWalk next_line_;
     int next_row_ = 0, next_slice_ = 0;
+    Slice<S> next_;
 };
 
 }  // namespace convsmith::implicit_gemm

@@ -200,7 +200,7 @@ struct WeightShared {
     // What is to be known of dy (0) and of x (1) when their rows are loaded.
     struct Tensor {
         std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
-        std::int64_t of_image, of_channel, of_row;  // strides
+        std::int64_t of_image, of_channel, of_row;  // strides, in bytes
         int count, slices, pixels;  // channels of the block that exist; of a row of kVector
         int table, low;             // where the pixels' table begins, and low parts' vectors
     };
