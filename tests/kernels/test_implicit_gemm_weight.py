@@ -96,6 +96,19 @@ def test_layers(case: Case, device: str, precision: str) -> None:
     assert error(case, device) < LARGEST_ERROR[precision]
 
 
+@pytest.mark.parametrize("offsets", [(1, 0), (0, 3), (2, 1)], ids=str)
+def test_tensors_that_begin_anywhere(offsets: tuple[int, int], device: str, precision: str) -> None:
+    """Pieces of 16 bytes would reach over both ends of memory that begins and ends with them."""
+    dy, x, w = operands(ORDINARY, device)
+    moved = []
+    for tensor, offset in zip((dy, x), offsets, strict=True):
+        room = tensor.new_full((offset + tensor.numel(),), torch.nan)
+        room[offset:] = tensor.flatten()
+        moved.append(room[offset:].view_as(tensor))
+    ours, exact = gradients(ORDINARY, *moved, w), exact_gradients(ORDINARY, dy, x, w)
+    assert largest_error(ours, exact) < LARGEST_ERROR[precision]
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 @pytest.mark.parametrize("name", ["ordinary", "wide-unaligned", "small-planes"])
 def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
