@@ -3,6 +3,7 @@
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
+#include "ptx/shuffle.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -93,14 +94,17 @@ class WeightMultiplier {
         for (int i = 0; i < kValues; ++i) sums_[slot][i] *= factor;
     }
 
+    // Operands' places are the same for all lanes, which the compiler does not see: it would keep
+    // each wgmma's in registers of every thread.
     __device__ __forceinline__ std::uint64_t filters(int slot, int stage) const {
         return ptx::matrix_descriptor(
-            shared_ + parts_.y + stage * parts_.y_bytes + places(slot).y * 16, kVector * 16,
-            S::kPixels * 16);
+            shared_ + ptx::shared_by_lanes(parts_.y + stage * parts_.y_bytes + places(slot).y * 16),
+            kVector * 16, S::kPixels * 16);
     }
     __device__ __forceinline__ std::uint64_t channels(int slot, int stage) const {
         return ptx::matrix_descriptor(
-            shared_ + parts_.x + row_of(slot, stage) * parts_.x_bytes + places(slot).x * 16,
+            shared_ + ptx::shared_by_lanes(parts_.x + row_of(slot, stage) * parts_.x_bytes +
+                                           places(slot).x * 16),
             kVector * 16, WeightShared<S>::pixels_of_x(problem_) * 16);
     }
 
