@@ -98,7 +98,7 @@ stage = partial(spec, (128, 384, 56, 56), 384, (3, 3), padding=1, groups=384)
         pytest.param(spec((8, 32, 512, 512), 64, (5, 9)), "implicit_gemm", id="large-filter"),
         pytest.param(
             spec((8, 32, 512, 512), 64, (5, 9), direction=Direction.GRAD_WEIGHT),
-            "direct",
+            "implicit_gemm",
             id="large-filter-grad-weight",
         ),
         pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
@@ -162,7 +162,8 @@ def test_a_plan_tells_why() -> None:
     large = spec((8, 32, 512, 512), 64, (5, 9), direction=Direction.GRAD_WEIGHT)
     plan = planner.plan_for(large, H200)
     text = str(plan)
-    for part in ("NVIDIA H200", "floor", "runs direct", "torch", "blocks", "cuDNN", "tile_rows=64"):
+    kernel, cut = "runs implicit_gemm", "unit_taps=9"
+    for part in ("NVIDIA H200", "floor", kernel, "torch", "blocks", "cuDNN", cut):
         assert part in text
     assert "convsmith_launch" in plan.source
     assert plan.workspace_bytes > 0

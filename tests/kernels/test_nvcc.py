@@ -52,6 +52,12 @@ IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
     ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 60),
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 80),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 76),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 364),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 64),
+    ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
+    ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),
+    ("rn50_l2_3x3s2", Direction.GRAD_WEIGHT, Precision.TF32, 8),
 )
 LAYERS = {layer.name: layer for layer in CORE}
 

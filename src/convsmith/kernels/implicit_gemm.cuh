@@ -1,4 +1,4 @@
-// The implicit_gemm family: convolutions on the tensor cores, forward and input gradient.
+// The implicit_gemm family: convolutions on the tensor cores, in all directions.
 //
 //   y[n,k,p,q] = b[k] + sum_{c,r,s} w[k,c,r,s] * x[n, c, p * stride_h - padding_h + r * dilation_h,
 //                                                      q * stride_w - padding_w + s * dilation_w]
@@ -15,11 +15,13 @@
 //   implicit_gemm_load.cuh      patches and weights on their way to shared memory
 //   implicit_gemm_multiply.cuh  products
 //   implicit_gemm_store.cuh     sums on their way to the output
+//   implicit_gemm_weight.cuh    the kernels of the weight gradient
 #pragma once
 
 #include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
 #include "implicit_gemm_store.cuh"
+#include "implicit_gemm_weight.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -104,12 +106,13 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     }
 }
 
-// Launches the kernels. The addresses are
+// The addresses are
 //   forward          x, w, b or 0, y, workspace for the packed weights
 //   input gradient   dy, w, dx, the same
 template <typename S>
-const char* run(const void* packed_problem, std::size_t packed_bytes,
-                const std::uintptr_t* addresses, std::size_t address_count, std::uintptr_t stream) {
+const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
+                         const std::uintptr_t* addresses, std::size_t address_count,
+                         std::uintptr_t stream) {
     using T = typename S::Value;
     using Operand = typename S::Operand;
     if (packed_bytes != sizeof(Problem)) return "implicit_gemm: the problem has another size";
@@ -138,6 +141,22 @@ const char* run(const void* packed_problem, std::size_t packed_bytes,
                   static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
                   static_cast<const Operand*>(packed), static_cast<const float*>(unscale), bias,
                   out);
+}
+
+// What the stub instantiates: a Convolution or a WeightGradient.
+template <typename Kind>
+using Specialisation = Kind;
+
+// Launches the kernels of one direction.
+template <typename S>
+const char* run(const void* packed_problem, std::size_t packed_bytes,
+                const std::uintptr_t* addresses, std::size_t address_count, std::uintptr_t stream) {
+    if constexpr (S::kIsWeightGradient) {
+        return run_weight_gradient<S>(packed_problem, packed_bytes, addresses, address_count,
+                                      stream);
+    } else {
+        return run_convolve<S>(packed_problem, packed_bytes, addresses, address_count, stream);
+    }
 }
 
 }  // namespace convsmith::implicit_gemm

@@ -13,11 +13,21 @@ from convsmith.kernels.implicit_gemm_tiles import (
     LEAST_GROUP_CHANNELS,
     MOST_TAPS,
     VECTOR,
+    configure_tiles,
     unfolded_channels,
 )
-from convsmith.kernels.implicit_gemm_tiles import configure as configure
-from convsmith.kernels.implicit_gemm_times import predicted_ms as predicted_ms
+from convsmith.kernels.implicit_gemm_times import predicted_tiles_ms
+from convsmith.kernels.implicit_gemm_weight import (
+    configure_weight,
+    weight_arguments,
+    weight_obstacle,
+    weight_problem,
+    weight_reason,
+)
+from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration
+from convsmith.kernels.implicit_gemm_weight_times import predicted_weight_ms
 from convsmith.kernels.source import KernelSource, render
+from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction
 
 NAME = "implicit_gemm"
@@ -34,12 +44,12 @@ _ELEMENT = {
 
 def obstacle(spec: ConvSpec) -> str | None:
     """Why the family cannot compute ``spec``, or None."""
-    if spec.direction is Direction.GRAD_WEIGHT:
-        return "it computes no weight gradients"
     if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
         return "it computes no input gradient of a stride"
     if spec.dtype not in _ELEMENT:
         return "the tensor cores' sums are too short for float64"
+    if spec.direction is Direction.GRAD_WEIGHT:
+        return weight_obstacle(spec)
     group_channels = forward_of(spec).channels
     if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
@@ -48,7 +58,7 @@ def obstacle(spec: ConvSpec) -> str | None:
         taps = unfolded_channels(forward_of(spec)) // VECTOR
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
-    tiling = configure(spec, 1)
+    tiling = configure_tiles(spec, 1)
     if tiling is None:
         return "its patches do not fit into shared memory"
     if spec.input_shape[0] * tiling.tall_height >= 2**31:
@@ -56,8 +66,32 @@ def obstacle(spec: ConvSpec) -> str | None:
     return None
 
 
-def reason(configuration: Configuration) -> str:
+def configure(
+    spec: ConvSpec,
+    multiprocessors: int,
+) -> Configuration | WeightConfiguration | None:
+    """How ``spec`` is cut on a GPU of ``multiprocessors``; None where nothing fits."""
+    if spec.direction is Direction.GRAD_WEIGHT:
+        return configure_weight(spec, multiprocessors)
+    return configure_tiles(spec, multiprocessors)
+
+
+def predicted_ms(
+    spec: ConvSpec,
+    configuration: Configuration | WeightConfiguration,
+    ceilings: Ceilings,
+    multiprocessors: int,
+) -> float:
+    """The time to expect of ``spec``, in milliseconds."""
+    if isinstance(configuration, WeightConfiguration):
+        return predicted_weight_ms(spec, configuration, ceilings, multiprocessors)
+    return predicted_tiles_ms(spec, configuration, ceilings, multiprocessors)
+
+
+def reason(configuration: Configuration | WeightConfiguration) -> str:
     """How the time comes about, in a few words."""
+    if isinstance(configuration, WeightConfiguration):
+        return weight_reason(configuration)
     rows, columns = configuration.tiles
     return (
         f"{rows} x {columns} tiles, {configuration.products} product(s), "
@@ -65,8 +99,10 @@ def reason(configuration: Configuration) -> str:
     )
 
 
-def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
+def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) -> bytes:
     """What the kernel is told of ``spec`` at run time."""
+    if isinstance(configuration, WeightConfiguration):
+        return weight_problem(spec, configuration)
     forward = forward_of(spec)
     shape = configuration.shape
     numbers = (  # Problem of implicit_gemm_problem.cuh
@@ -87,16 +123,21 @@ def problem(spec: ConvSpec, configuration: Configuration) -> bytes:
     return struct.pack(f"{len(numbers)}q", *numbers)
 
 
-def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[str, ...]:
-    """What ``Specialisation`` of implicit_gemm_problem.cuh is instantiated with."""
+def template_arguments(
+    spec: ConvSpec, configuration: Configuration | WeightConfiguration
+) -> tuple[str, ...]:
+    """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
+    if isinstance(configuration, WeightConfiguration):
+        return weight_arguments(_ELEMENT[spec.dtype], configuration)
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
     numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
-    return (*first, *map(str, numbers))
+    what = ", ".join((*first, *map(str, numbers)))
+    return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 
-def source(spec: ConvSpec, configuration: Configuration) -> KernelSource:
+def source(spec: ConvSpec, configuration: Configuration | WeightConfiguration) -> KernelSource:
     """The kernel that runs ``spec``."""
     dtype = str(spec.dtype).removeprefix("torch.")
     name = f"{NAME}_{spec.direction.value}_{dtype}_{configuration.products}"

@@ -65,7 +65,8 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // their own (kSplitsFilters), or the other way round.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
           int kAhead_, int kStageTaps_>
-struct Specialisation {
+struct Convolution {
+    static constexpr bool kIsWeightGradient = false;
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
     static constexpr int kProducts = kProducts_;

@@ -23,7 +23,7 @@ STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
 
 
-def configure(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
+def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1

@@ -33,7 +33,7 @@ SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of lon
 OVERLAP = 0.5  # of the second longest of a tile's three parts
 
 
-def predicted_ms(
+def predicted_tiles_ms(
     spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
     """Time of ``spec``: memory, or the tiles that a multiprocessor goes over, one after another."""

@@ -5,6 +5,19 @@
 
 namespace convsmith::ptx {
 
+// A value that all 32 lanes have, in a register that they share where the compiler finds a use.
+#ifdef CONVSMITH_SIMULATOR
+
+inline int shared_by_lanes(int value) { return value; }
+
+#else
+
+__device__ __forceinline__ int shared_by_lanes(int value) {
+    return __shfl_sync(0xffffffffu, value, 0);
+}
+
+#endif
+
 // The value of the lane whose number differs by `lane_mask`; all 32 lanes must call it together.
 #ifdef CONVSMITH_SIMULATOR
 

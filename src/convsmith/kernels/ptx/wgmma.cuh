@@ -155,6 +155,8 @@ __device__ __forceinline__ void wgmma_wait_group() {
 }
 
 // The registers of a thread's result, as an asm statement names and binds them.
+#define CONVSMITH_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
+#define CONVSMITH_NAMES_16 CONVSMITH_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONVSMITH_NAMES_32                                                                       \
     "%0, %1, %2, %3, %4, %5, %6, %7, %8, %9, %10, %11, %12, %13, %14, %15, %16, %17, %18, %19, " \
     "%20, %21, %22, %23, %24, %25, %26, %27, %28, %29, %30, %31"
@@ -178,10 +180,22 @@ __device__ __forceinline__ void wgmma_wait_group() {
 template <typename T, int kColumns, Major kA = Major::kK, Major kB = Major::kK>
 __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t a_bits,
                                       std::uint64_t b_bits, bool accumulates) {
-    static_assert(kColumns == 64 || kColumns == 128);
+    static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64 || kColumns == 128);
     constexpr bool kIsHalf = std::is_same_v<T, __half>;
     static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
-    if constexpr (kColumns == 64 && kIsHalf) {
+    if constexpr (kColumns == 16 && kIsHalf) {
+        CONVSMITH_WGMMA("16", "f16", CONVSMITH_NAMES_8, "%8", "%9", "%10", "%11", "%12",
+                        CONVSMITH_BIND_8(0));
+    } else if constexpr (kColumns == 16) {
+        CONVSMITH_WGMMA("16", "bf16", CONVSMITH_NAMES_8, "%8", "%9", "%10", "%11", "%12",
+                        CONVSMITH_BIND_8(0));
+    } else if constexpr (kColumns == 32 && kIsHalf) {
+        CONVSMITH_WGMMA("32", "f16", CONVSMITH_NAMES_16, "%16", "%17", "%18", "%19", "%20",
+                        CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    } else if constexpr (kColumns == 32) {
+        CONVSMITH_WGMMA("32", "bf16", CONVSMITH_NAMES_16, "%16", "%17", "%18", "%19", "%20",
+                        CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    } else if constexpr (kColumns == 64 && kIsHalf) {
         CONVSMITH_WGMMA("64", "f16", CONVSMITH_NAMES_32, "%32", "%33", "%34", "%35", "%36",
                         CONVSMITH_BIND_32(0));
     } else if constexpr (kColumns == 64) {
@@ -201,6 +215,8 @@ __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t
 #undef CONVSMITH_BIND_8
 #undef CONVSMITH_NAMES_64
 #undef CONVSMITH_NAMES_32
+#undef CONVSMITH_NAMES_16
+#undef CONVSMITH_NAMES_8
 
 #endif
 

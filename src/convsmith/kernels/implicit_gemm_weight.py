@@ -1,0 +1,81 @@
+"""The weight gradient of the implicit_gemm family (see implicit_gemm_weight.cuh)."""
+
+from __future__ import annotations
+
+import functools
+import struct
+
+from convsmith.kernels.implicit_gemm_weight_cut import (
+    WeightConfiguration,
+    attempt_lines,
+    geometry_of,
+    lines_to_try,
+    units_to_try,
+)
+from convsmith.kernels.implicit_gemm_weight_times import blocks_us
+from convsmith.spec import ConvSpec
+
+LEAST_CHANNELS = 8
+
+
+def weight_obstacle(spec: ConvSpec) -> str | None:
+    """Why the family cannot compute ``spec``, a weight gradient, or None."""
+    if spec.weight_shape[1] < LEAST_CHANNELS:
+        return f"its groups have fewer than {LEAST_CHANNELS} channels"
+    if spec.input_strides[3] != 1 and spec.input_shape[3] > 1:
+        return "the rows of its input are not contiguous"
+    if spec.output_strides[3] != 1 and spec.output_shape[3] > 1:
+        return "the rows of its upstream gradient are not contiguous"
+    if configure_weight(spec, 1) is None:
+        return "its rows do not fit into shared memory"
+    return None
+
+
+@functools.cache
+def configure_weight(spec: ConvSpec, multiprocessors: int) -> WeightConfiguration | None:
+    """The blocks for ``spec`` on a GPU of ``multiprocessors``; None where none fit."""
+    geometry = geometry_of(spec)
+    attempts = [
+        attempt_lines(geometry, units, line, multiprocessors)
+        for units in units_to_try(geometry)
+        for line in lines_to_try(geometry)
+    ]
+    fitting = [one for one in attempts if one is not None]
+    return min(fitting, key=lambda one: blocks_us(one, multiprocessors), default=None)
+
+
+def weight_reason(configuration: WeightConfiguration) -> str:
+    """How the time comes about, in a few words."""
+    line = configuration.line
+    return (
+        f"{configuration.jobs} x {configuration.splits} blocks of {configuration.split_lines} "
+        f"lines of {line.segments} x {line.run_columns} pixels, {configuration.products} "
+        f"product(s), {configuration.shared_bytes / 1024:.0f} KiB shared"
+    )
+
+
+def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
+    """What the kernel is told of ``spec`` at run time."""
+    geometry, line = geometry_of(spec), configuration.line
+    numbers = (  # WeightProblem of implicit_gemm_weight_problem.cuh
+        *(geometry.batch, geometry.groups, geometry.channels, geometry.filters),
+        *(*geometry.x_size, *geometry.y_size, *geometry.kernel),
+        *(*geometry.stride, *geometry.padding, *geometry.dilation),
+        *(*spec.input_strides, *spec.output_strides, *spec.weight_strides),
+        *(configuration.unit_filters, configuration.unit_channels, configuration.unit_taps),
+        *(line.runs, line.run_columns, line.segments, line.pitch),
+        *(line.x_pixels, configuration.phases),
+        *(configuration.row_step, configuration.span, configuration.advance),
+        *(configuration.lines, configuration.rows),
+        *(configuration.load_bytes, configuration.splits),
+    )
+    return struct.pack(f"{len(numbers)}q", *numbers)
+
+
+def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[str, ...]:
+    """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
+    line, products = configuration.line, configuration.products
+    numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
+    kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
+    what = ", ".join((element, *map(str, numbers), *kinds, str(configuration.loads)))
+    return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

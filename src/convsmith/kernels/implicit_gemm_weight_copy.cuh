@@ -1,0 +1,95 @@
+// A slice of a row, of kVector channels of a line's images, on its way to shared memory: as it is,
+// in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple of 16
+// bytes as it does in the tensor.
+#pragma once
+
+#include "implicit_gemm_weight_problem.cuh"
+#include "ptx/cp_async.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+struct Slice {
+    using T = typename S::Value;
+
+    std::uintptr_t begin;
+    std::int64_t of_channel, of_image;  // from one to the next, in bytes
+    int bytes;                          // of a row
+    int images, channels;               // that exist, or more; missing channels are zeros
+    int segments, row_bytes;            // images, and bytes of a row, that there is room for
+
+    // Whole pieces do not reach over the tensor's ends.
+    bool is_inside;
+
+    // Begins to copy it.
+    __device__ __forceinline__ void copy(unsigned char* to, int lane) const {
+        if (!is_inside) {
+            copy_singly(to, lane);
+        } else if constexpr (S::kSideBySide) {
+            copy_images(to, lane);
+        } else {
+            copy_image(to, lane);
+        }
+    }
+
+    static __device__ __forceinline__ std::uintptr_t floor_of(std::uintptr_t address) {
+        return address & ~std::uintptr_t{15};
+    }
+
+  private:
+    static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,
+                                                      bool exists) {
+        ptx::cp_async<16>(to, reinterpret_cast<const void*>(from), exists);
+    }
+
+    // Of one image: all lanes have pieces of every channel's row.
+    __device__ __forceinline__ void copy_image(unsigned char* to, int lane) const {
+#pragma unroll 1
+        for (int at = lane * 16; at < row_bytes; at += 32 * 16) {
+            std::uintptr_t from = begin;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                const std::uintptr_t first = floor_of(from) + at;
+                if (first < from + bytes) {
+                    copy_piece(to + c * row_bytes + at, first, c < channels);
+                }
+                from += of_channel;
+            }
+        }
+    }
+
+    // Of several images: each lane has a channel's row of one.
+    __device__ __forceinline__ void copy_images(unsigned char* to, int lane) const {
+#pragma unroll 1
+        for (int i = lane; i < kVector * images; i += 32) {
+            const int c = i % kVector, segment = i / kVector;
+            const std::uintptr_t from = begin + c * of_channel + segment * of_image;
+            unsigned char* there = to + (c * segments + segment) * row_bytes;
+#pragma unroll 4
+            for (int at = 0; at < row_bytes; at += 16) {
+                const std::uintptr_t first = floor_of(from) + at;
+                if (first < from + bytes) {
+                    copy_piece(there + at, first, c < channels);
+                }
+            }
+        }
+    }
+
+    // Where whole pieces would reach over the tensor's ends.
+    __device__ __forceinline__ void copy_singly(unsigned char* to, int lane) const {
+#pragma unroll 1
+        for (int i = 0; i < kVector * images; ++i) {
+            const int c = i % kVector, segment = i / kVector;
+            const std::uintptr_t from = begin + c * of_channel + segment * of_image;
+            unsigned char* there =
+                to + (c * segments + segment) * row_bytes + (from - floor_of(from));
+            const auto* values = reinterpret_cast<const T*>(from);
+#pragma unroll 1
+            for (int at = lane; at < bytes / static_cast<int>(sizeof(T)); at += 32) {
+                reinterpret_cast<T*>(there)[at] = c < channels ? values[at] : Element<T>::narrow(0);
+            }
+        }
+    }
+};
+
+}  // namespace convsmith::implicit_gemm

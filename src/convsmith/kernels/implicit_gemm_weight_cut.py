@@ -1,0 +1,281 @@
+"""How the implicit_gemm family cuts a weight gradient into blocks, lines and units."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+from convsmith.spec import ConvSpec, Pair, Precision
+
+UNIT_FILTERS = 64
+UNITS = 9  # of a block, by three warpgroups
+CONSUMERS = 3
+LINE_PIXELS = {1: 256, 3: 128}  # the most, by the number of products
+MOST_SEGMENTS = 32
+MOST_LINES = 3  # in shared memory
+MOST_ROWS = 64
+MOST_LOADS = 6
+MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
+LOADING_WARPS = 4
+LOADED_BYTES = 48 * 1024  # on their way, at most
+LEAST_LOADED_BYTES = 16 * 1024
+BLOCK_BYTES = 227 * 1024
+WEIGHT_HEAD_BYTES = 1152  # kHeadBytes of implicit_gemm_weight_problem.cuh
+WORKSPACE_BYTES = 64 * 1024 * 1024
+TERMS = 16
+LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
+
+
+@dataclass(frozen=True)
+class WeightGeometry:
+    """A weight gradient's numbers. Pairs are (rows, columns).
+
+    Args:
+        batch, groups: images; channels and filters are of a group.
+        x_size, y_size, kernel, stride, dilation: of the forward.
+        itemsize: bytes of an element.
+        products: of 16-bit operands that make one.
+        has_bias: dy itself is added up, too.
+    """
+
+    batch: int
+    groups: int
+    channels: int
+    filters: int
+    x_size: Pair
+    y_size: Pair
+    kernel: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
+    itemsize: int
+    products: int
+    has_bias: bool
+
+
+@dataclass(frozen=True)
+class Line:
+    """What is added at once: a row of outputs, or a run of its columns, of some images.
+
+    Args:
+        runs, run_columns: of a row of outputs.
+        segments, pitch: images side by side, and pixels from one to the next.
+        y_pixels, x_pixels: of a row of dy, and of a phase of a row of x.
+    """
+
+    runs: int
+    run_columns: int
+    segments: int
+    pitch: int
+    y_pixels: int
+    x_pixels: int
+
+
+@dataclass(frozen=True)
+class WeightConfiguration:
+    """How one weight gradient is cut into blocks.
+
+    Args:
+        products: of 16-bit operands that make one.
+        columns: channels of a unit: a block's sums are of units of 64 filters and one tap.
+        unit_filters, unit_channels, unit_taps: units of a block.
+        slots: units of a warpgroup.
+        line: what is added at once.
+        is_plain: neighbours in a line are neighbours in memory.
+        phases: of the horizontal stride, that taps meet.
+        row_step: from a row of x that may be met to the next one.
+        span, advance: rows of x that a line meets, and that are new in the line below.
+        lines, rows: of the rings in shared memory.
+        loads: slices of rows that a loading warp has on their way.
+        load_bytes: of a channel's row, as it is loaded.
+        jobs, splits: blocks that share all lines, and parts that the lines are split into.
+        split_lines: lines of the longest split.
+        shared_bytes: of a block.
+        workspace_bytes: partial sums of all splits.
+    """
+
+    products: int
+    columns: int
+    unit_filters: int
+    unit_channels: int
+    unit_taps: int
+    slots: int
+    line: Line
+    is_plain: bool
+    phases: int
+    row_step: int
+    span: int
+    advance: int
+    lines: int
+    rows: int
+    loads: int
+    load_bytes: int
+    jobs: int
+    splits: int
+    split_lines: int
+    shared_bytes: int
+    workspace_bytes: int
+
+
+def geometry_of(spec: ConvSpec) -> WeightGeometry:
+    """The numbers of ``spec``.
+
+    Where a pixel of x meets that of dy and no other, planes whose rows follow one another are a
+    single row.
+    """
+    batch, _, height, width = spec.input_shape
+    out_channels, channels, *kernel = spec.weight_shape
+    x_size, y_size = (height, width), spec.output_size
+    meets_one = (*kernel, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0)
+    if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
+        x_size = y_size = (1, height * width)
+    return WeightGeometry(
+        *(batch, spec.groups, channels, out_channels // spec.groups),
+        *(x_size, y_size, (kernel[0], kernel[1])),
+        *(spec.stride, spec.padding, spec.dilation),
+        spec.dtype.itemsize,
+        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
+    )
+
+
+def unit_columns(geometry: WeightGeometry) -> int:
+    """Channels of a unit."""
+    return min(64, max(16, 1 << (geometry.channels - 1).bit_length()))
+
+
+def phases_of(geometry: WeightGeometry) -> int:
+    """Phases of the horizontal stride, that taps meet."""
+    step, dilation = geometry.stride[1], geometry.dilation[1]
+    return min(geometry.kernel[1], step // math.gcd(step, dilation))
+
+
+def reach_of(geometry: WeightGeometry) -> int:
+    """Pixels of a phase that the last tap lies from the first one."""
+    step, dilation = geometry.stride[1], geometry.dilation[1]
+    met = phases_of(geometry)
+    return max(
+        (s * dilation - (s % met) * dilation % step) // step for s in range(geometry.kernel[1])
+    )
+
+
+def lines_to_try(geometry: WeightGeometry) -> list[Line]:
+    """Lines of one run of a row, and of several small images."""
+    columns, reach = geometry.y_size[1], reach_of(geometry)
+    most = LINE_PIXELS[geometry.products]
+    found = []
+    for pixels in range(TERMS, most + 1, TERMS):
+        runs = -(-columns // pixels)
+        even = -(-columns // runs)
+        if runs == 1 or pixels in (16, 32, 64, 96, 128):
+            wide = -(-even // TERMS) * TERMS
+            found.append(Line(runs, wide, 1, wide + reach, wide, wide + reach))
+        if runs == 1:
+            break
+    # The zeros to the right of an image are those to the left of the next one.
+    shared = geometry.padding[1] if geometry.stride[1] == 1 else 0
+    pitch = columns + max(reach - shared, 0)
+    most_segments = min(geometry.batch, MOST_SEGMENTS, most // pitch)
+    for segments in range(2, most_segments + 1):
+        wide = -(-segments * pitch // TERMS) * TERMS
+        found.append(Line(1, columns, segments, pitch, wide, wide + reach))
+    return list(dict.fromkeys(found))
+
+
+def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
+    """(filters, channels, taps) of a block, in units."""
+    filters = -(-geometry.filters // UNIT_FILTERS)
+    channels = -(-geometry.channels // unit_columns(geometry))
+    taps = math.prod(geometry.kernel)
+    return [
+        (f, c, t)
+        for t in range(1, min(taps, UNITS) + 1)
+        for f in range(1, min(UNITS // t, filters) + 1)
+        for c in range(1, min(UNITS // t // f, channels) + 1)
+    ]
+
+
+def filter_rows(geometry: WeightGeometry, taps: int) -> int:
+    """Filter rows that the taps of a block reach over, at most."""
+    rows, columns = geometry.kernel
+    ends = ((t, min(t + taps, rows * columns) - 1) for t in range(0, rows * columns, taps))
+    return max(last // columns - first // columns + 1 for first, last in ends)
+
+
+def attempt_lines(
+    geometry: WeightGeometry, units: tuple[int, int, int], line: Line, multiprocessors: int
+) -> WeightConfiguration | None:
+    """The blocks of some units and lines; None where they do not fit into shared memory."""
+    filters, channels, taps = units
+    columns = unit_columns(geometry)
+    parts = 2 if geometry.products == 3 else 1
+    phases = phases_of(geometry)
+    step, dilation = geometry.stride[0], geometry.dilation[0]
+    unit = math.gcd(step, dilation)
+    span = (filter_rows(geometry, taps) - 1) * dilation // unit + 1
+    advance = min(step // unit, span)
+    met = min(geometry.x_size[1], line.pitch * geometry.stride[1])
+    longest = max(met, min(line.run_columns, geometry.y_size[1]))
+    load_bytes = (longest * geometry.itemsize + 30) // 16 * 16
+    slice_bytes = 8 * line.segments * load_bytes
+    y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
+    x_bytes = 2 * parts * channels * columns * phases * line.x_pixels
+    fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
+    fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
+    for lines in range(MOST_LINES, 0, -1):
+        rows = span + (lines - 1) * advance
+        shared = fixed + lines * y_bytes + rows * x_bytes
+        left = min(BLOCK_BYTES - shared, LOADED_BYTES)
+        loads = min(left // (LOADING_WARPS * slice_bytes), MOST_LOADS)
+        if rows > MOST_ROWS or loads < 1 or line.pitch * geometry.stride[1] >= MOST_COLUMNS:
+            continue
+        enough = loads > 1 and loads * LOADING_WARPS * slice_bytes >= LEAST_LOADED_BYTES
+        if lines > 1 and not enough:
+            continue
+        jobs = geometry.groups * math.prod(
+            -(-size // of_block)
+            for size, of_block in (
+                (geometry.filters, filters * UNIT_FILTERS),
+                (geometry.channels, channels * columns),
+                (math.prod(geometry.kernel), taps),
+            )
+        )
+        all_lines = -(-geometry.batch // line.segments) * line.runs * geometry.y_size[0]
+        split_bytes = 4 * jobs * math.prod(units) * UNIT_FILTERS * columns
+        split_bytes += 4 * geometry.groups * geometry.filters
+        splits = choose_splits(jobs, all_lines, split_bytes, multiprocessors)
+        return WeightConfiguration(
+            products=geometry.products,
+            columns=columns,
+            unit_filters=filters,
+            unit_channels=channels,
+            unit_taps=taps,
+            slots=-(-math.prod(units) // CONSUMERS),
+            line=line,
+            is_plain=line.segments == 1 and geometry.stride[1] == 1,
+            phases=phases,
+            row_step=unit,
+            span=span,
+            advance=advance,
+            lines=lines,
+            rows=rows,
+            loads=loads,
+            load_bytes=load_bytes,
+            jobs=jobs,
+            splits=splits,
+            split_lines=-(-all_lines // splits),
+            shared_bytes=shared + loads * LOADING_WARPS * slice_bytes,
+            workspace_bytes=splits * split_bytes,
+        )
+    return None
+
+
+def choose_splits(jobs: int, lines: int, split_bytes: int, multiprocessors: int) -> int:
+    """Parts of all lines: as many as fill one round of blocks, or a few."""
+    most = max(1, min(lines, WORKSPACE_BYTES // split_bytes))
+    found = {min(max(rounds * multiprocessors // jobs, 1), most) for rounds in range(1, 5)}
+
+    def time(splits: int) -> float:
+        rounds = -(-jobs * splits // multiprocessors)
+        return rounds * (-(-lines // splits) + LINES_OF_A_ROUND)
+
+    return min(sorted(found), key=time)

@@ -1,0 +1,535 @@
+// Rows of dy and of x on their way to shared memory, as 16-bit operands.
+//
+// A loading warp has every kLoadingWarps-th slice of a row, of kVector channels. It copies the rows
+// of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever row
+// or line those belong to, and when they have arrived it turns them around: a lane takes a pixel,
+// reads its channels, rounds or splits them, and writes a vector.
+//
+// float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
+// all loading threads keep for as long as it suits; a row that it does not suit they take over
+// again. Once some values were large, those that follow get no scale that is so much larger that it
+// would drive the sums beyond float32's range.
+#pragma once
+
+#include "implicit_gemm_weight_copy.cuh"
+#include "ptx/load.cuh"
+#include "ptx/max.cuh"
+#include "ptx/warpgroup.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+class RowLoader {
+  public:
+    using T = typename S::Value;
+    using Operand = typename S::Operand;
+    using Operands = Vector<Operand, kVector>;
+    static constexpr int kThreads = kLoadingWarps * 32;
+
+    // `thread` is of the loading ones.
+    __device__ RowLoader(const WeightProblem& problem, const Job& job, const Tensors& tensors,
+                         bool sums_bias, unsigned char* shared, const WeightShared<S>& parts,
+                         typename WeightShared<S>::Head& head, int thread)
+        : problem_(problem),
+          parts_(parts),
+          head_(head),
+          shared_(shared),
+          warp_(thread / 32),
+          lane_(thread % 32),
+          first_row_(job.first_tap / static_cast<int>(problem.kernel_size[1]) *
+                         static_cast<int>(problem.dilation[0]) -
+                     static_cast<int>(problem.padding[0])),
+          sums_bias_(sums_bias),
+          line_(problem, job.split),
+          oldest_(line_),
+          next_line_(line_) {
+        loads_ = shared + parts.loads + warp_ * S::kLoads * parts.load_bytes;
+        biases_ = reinterpret_cast<float*>(shared + parts.biases);
+        if (thread == 0) {
+            describe(tensors, job);
+        }
+        make_tables(thread);
+        if (sums_bias) {
+            const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
+            for (int i = thread; i < filters * 32; i += kThreads) biases_[i] = 0;
+        }
+        ptx::bar_sync(kBarrier, kThreads);
+    }
+
+    // Brings all lines of the split, then writes the sums of dy, of each filter of the block.
+    __device__ __forceinline__ void load(float* bias_sums) {
+        next_slice_ = warp_;
+        skip_rows();
+#pragma unroll 1
+        for (int i = 0; i < S::kLoads; ++i) begin_load(i);
+        Scale x_scale, y_scale;
+        int slot = 0;  // of the next row of x
+#pragma unroll 1
+        for (; line_.exists(); line_.advance()) {
+            const int fresh = line_.fresh();
+#pragma unroll 1
+            for (int i = 0; i <= fresh; ++i) {
+                const bool is_x = i < fresh;
+                make_room(is_x, i);
+                unsigned char* to = shared_ + (is_x ? parts_.x + slot * parts_.x_bytes
+                                                    : parts_.y + stage_.stage * parts_.y_bytes);
+                Scale scale = is_x ? x_scale : y_scale;
+                const int special = bring(is_x, row_of(line_, i, is_x), to, scale);
+                if (is_x) {
+                    x_scale = scale;
+                } else {
+                    y_scale = scale;
+                }
+                if (warp_ == 0 && lane_ == 0) note(is_x, slot, scale.exponent, special);
+                if (is_x) slot = slot + 1 == static_cast<int>(problem_.rows) ? 0 : slot + 1;
+            }
+            ptx::fence_proxy_async();
+            ptx::mbarrier_arrive(head_.full + stage_.stage);
+            stage_.advance(static_cast<int>(problem_.lines));
+            ++waiting_;
+        }
+        if (!sums_bias_) return;
+        ptx::bar_sync(kBarrier, kThreads);
+        for (int i = warp_ * 32 + lane_; i < head_.tensors[0].count; i += kThreads) {
+            float sum = 0;
+            for (int lane = 0; lane < 32; ++lane) sum += biases_[i * 32 + (lane + i) % 32];
+            bias_sums[i] = sum;
+        }
+    }
+
+  private:
+    static constexpr int kBarrier = 1;               // its number
+    static constexpr int kAligned = 16 / sizeof(T);  // elements
+    static constexpr int kUsualExponent = 10;        // suits the most usual magnitudes
+    static constexpr int kMostRise = 20;
+    static constexpr int kBestExponent = 14;  // of what is scaled
+    static constexpr int kSuiting = 6;        // binades below that, in which a scale is kept
+
+    struct Scale {
+        int exponent = S::kScales ? kUsualExponent : 0;
+        int least = 127;  // that there was a need for
+    };
+
+    // A row of a line: where its `count` columns lie, of the line's first image and the block's
+    // first channel. What the table has for a pixel is a column, from the `before`-th one on.
+    struct Row {
+        const T* values;
+        int before, count;  // none where the row is padding
+        int images;         // that exist, of the line's
+    };
+
+    // Writes down what is to be known of dy and of x.
+    __device__ __forceinline__ void describe(const Tensors& tensors, const Job& job) {
+        const auto describe_one = [&](int number, const std::int64_t (&strides)[4],
+                                      std::int64_t of_group, int first, int of_block, int pixels,
+                                      int table, int low) {
+            auto& tensor = head_.tensors[number];
+            tensor.begin = tensors.begin[number];
+            tensor.end = tensors.end[number];
+            tensor.channels = tensors.begin[number] +
+                              (job.group * of_group + first) * strides[1] * std::int64_t{sizeof(T)};
+            tensor.of_image = strides[0] * std::int64_t{sizeof(T)};
+            tensor.of_channel = strides[1] * std::int64_t{sizeof(T)};
+            tensor.of_row = strides[2] * std::int64_t{sizeof(T)};
+            tensor.count = min(static_cast<int>(of_group) - first, of_block);
+            tensor.slices = (tensor.count + kVector - 1) / kVector;
+            tensor.pixels = pixels;
+            tensor.table = table;
+            tensor.low = low;
+        };
+        const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
+        describe_one(0, problem_.y_strides, problem_.filters, job.first_filter,
+                     static_cast<int>(problem_.unit_filters) * kRowsOfBlock, S::kPixels, x_pixels,
+                     parts_.y_vectors);
+        describe_one(1, problem_.x_strides, problem_.channels, job.first_channel,
+                     static_cast<int>(problem_.unit_channels) * S::kColumns, x_pixels, 0,
+                     parts_.x_vectors);
+    }
+
+    // For each pixel: segment and column, in 16 bits each, or -1.
+    __device__ __forceinline__ void make_tables(int thread) {
+        auto* x = reinterpret_cast<int*>(shared_ + parts_.tables);
+        const int pixels = WeightShared<S>::pixels_of_x(problem_);
+        const auto row = static_cast<int>(problem_.x_pixels);
+        const auto pitch = static_cast<int>(problem_.pitch);
+        const auto segments = static_cast<int>(problem_.segments);
+        const auto stride = static_cast<int>(problem_.stride[1]);
+        for (int i = thread; i < pixels; i += kThreads) {
+            const int segment = i % row / pitch, phase = i / row;
+            const int column =
+                i % row % pitch * stride + phase * static_cast<int>(problem_.dilation[1]) % stride;
+            x[i] = segment < segments ? segment << 16 | column : -1;
+        }
+        for (int i = thread; i < S::kPixels; i += kThreads) {
+            const int segment = i / pitch, column = i % pitch;
+            const bool exists =
+                segment < segments && column < static_cast<int>(problem_.run_columns);
+            x[pixels + i] = exists ? segment << 16 | column : -1;
+        }
+    }
+
+    // The i-th new row of x of a line, or its row of dy.
+    __device__ __forceinline__ Row row_of(const LineWalk& line, int i, bool is_x) const {
+        const auto& tensor = head_.tensors[is_x];
+        int h = line.row(), first = line.column();
+        int end = min(first + static_cast<int>(problem_.run_columns),
+                      static_cast<int>(problem_.y_size[1]));
+        bool exists = true;
+        if (is_x) {
+            const auto stride = static_cast<int>(problem_.stride[1]);
+            h = h * static_cast<int>(problem_.stride[0]) + first_row_ +
+                (static_cast<int>(problem_.span) - line.fresh() + i) *
+                    static_cast<int>(problem_.row_step);
+            exists = h >= 0 && h < static_cast<int>(problem_.x_size[0]);
+            first = first * stride - static_cast<int>(problem_.padding[1]);
+            end = min(first + static_cast<int>(problem_.pitch) * stride,
+                      static_cast<int>(problem_.x_size[1]));
+        }
+        const int begin = max(first, 0);
+        const T* values =
+            reinterpret_cast<const T*>(tensor.channels + line.image() * tensor.of_image +
+                                       h * tensor.of_row) +
+            begin;
+        return {values, begin - first, exists ? max(end - begin, 0) : 0,
+                min(static_cast<int>(problem_.images) - line.image(),
+                    static_cast<int>(problem_.segments))};
+    }
+
+    // Goes over to the next row of which this warp has a slice, if next_slice_ is past the end.
+    __device__ __forceinline__ void skip_rows() {
+        while (next_line_.exists() &&
+               next_slice_ >= head_.tensors[next_row_ < next_line_.fresh()].slices) {
+            next_slice_ = warp_;
+            if (next_row_++ == next_line_.fresh()) {
+                next_row_ = 0;
+                next_line_.advance();
+            }
+        }
+        if (!next_line_.exists()) return;
+        const bool is_x = next_row_ < next_line_.fresh();
+        const auto& tensor = head_.tensors[is_x];
+        const Row row = row_of(next_line_, next_row_, is_x);
+        const auto begin = reinterpret_cast<std::uintptr_t>(row.values);
+        next_.begin = begin + warp_ * (kVector * tensor.of_channel);
+        next_.bytes = row.count * static_cast<int>(sizeof(T));
+        next_.images = row.images;
+        const std::uintptr_t last = begin + (tensor.count - 1) * tensor.of_channel +
+                                    (row.images - 1) * tensor.of_image + next_.bytes;
+        next_.is_inside = Slice<S>::floor_of(begin) >= tensor.begin &&
+                          Slice<S>::floor_of(last + 15) <= tensor.end;
+    }
+
+    // Begins to copy this warp's next slice.
+    __device__ __forceinline__ void begin_load(int stage) {
+        if (next_line_.exists()) {
+            const auto& tensor = head_.tensors[next_row_ < next_line_.fresh()];
+            next_.of_channel = tensor.of_channel;
+            next_.of_image = tensor.of_image;
+            next_.channels = tensor.count - next_slice_ * kVector;
+            next_.segments = static_cast<int>(problem_.segments);
+            next_.row_bytes = static_cast<int>(problem_.load_bytes);
+            if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.load_bytes, lane_);
+            next_slice_ += kLoadingWarps;
+            next_.begin += kLoadingWarps * kVector * tensor.of_channel;
+            if (next_slice_ >= tensor.slices) skip_rows();
+        }
+        ptx::cp_async_commit_group();
+    }
+
+    // Returns when the place of the line's i-th new row of x is free, or that of its row of dy.
+    __device__ __forceinline__ void make_room(bool is_x, int i) {
+        if (is_x) {
+            const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh() + i;
+            while (oldest_.lowest() <= number - static_cast<int>(problem_.rows)) wait_for_oldest();
+        } else if (waiting_ == static_cast<int>(problem_.lines)) {
+            wait_for_oldest();
+        }
+    }
+
+    // Returns when the oldest line that is not multiplied yet has been.
+    __device__ __forceinline__ void wait_for_oldest() {
+        ptx::mbarrier_wait(head_.empty + done_.stage, done_.parity);
+        done_.advance(static_cast<int>(problem_.lines));
+        oldest_.advance();
+        --waiting_;
+    }
+
+    // Writes down what the multiplying warpgroups have to know of a row, or of the line itself.
+    __device__ __forceinline__ void note(bool is_x, int slot, int exponent, int special) const {
+        if (is_x) {
+            head_.x_exponents[slot] = exponent;
+            head_.x_specials[slot] = special;
+        } else {
+            const int lowest = slot - static_cast<int>(problem_.span);
+            head_.rows[stage_.stage] =
+                lowest < 0 ? lowest + static_cast<int>(problem_.rows) : lowest;
+            head_.y_exponents[stage_.stage] = exponent;
+            head_.images[stage_.stage] = line_.image();
+            head_.columns[stage_.stage] = line_.column();
+        }
+    }
+
+    // Which column of a row a pixel is, if it exists; and of which image.
+    struct Pixel {
+        int segment, column;
+        bool exists;
+    };
+
+    __device__ __forceinline__ Pixel pixel_of(const Row& row, const int* table, int number) const {
+        const int entry = S::kIsPlain ? number : table[number];
+        const int segment = S::kSideBySide ? entry >> 16 : 0;
+        const int column = (S::kSideBySide ? entry & 0xffff : entry) - row.before;
+        bool exists = static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
+        if constexpr (S::kSideBySide) {
+            exists = exists && static_cast<unsigned>(segment) < static_cast<unsigned>(row.images);
+        }
+        return {segment, column, exists};
+    }
+
+    // Writes a row's operands; whether there is infinity or NaN in x.
+    __device__ __forceinline__ int bring(bool is_x, const Row& row, unsigned char* to,
+                                         Scale& scale) {
+        const auto& tensor = head_.tensors[is_x];
+        const int pixels = tensor.pixels, slices = tensor.slices, low = tensor.low;
+        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + tensor.table;
+        auto* vectors = reinterpret_cast<Operands*>(to) + warp_ * pixels + lane_;
+        int stage = load_stage_;
+        const float factor = power_of_two(scale.exponent);
+
+        // Rows lie as far beyond a multiple of 16 bytes as they do in the tensor.
+        const auto begin =
+            static_cast<int>(reinterpret_cast<std::uintptr_t>(row.values) / sizeof(T));
+        const auto of_channel = static_cast<int>(tensor.of_channel / std::int64_t{sizeof(T)});
+        const auto of_image = static_cast<int>(tensor.of_image / std::int64_t{sizeof(T)});
+        int offsets[kVector];
+        const auto find_offsets = [&](int segment) {
+            const auto row_values =
+                static_cast<int>(problem_.load_bytes) / static_cast<int>(sizeof(T));
+            const int step = row_values * static_cast<int>(problem_.segments);
+            int place = row_values * segment, shift = begin + segment * of_image;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                offsets[c] = place + (shift & (kAligned - 1));
+                place += step;
+                shift += of_channel;
+            }
+        };
+        if constexpr (!S::kSideBySide) find_offsets(0);
+
+        float largest = 0;
+#pragma unroll 1
+        for (int slice = warp_; slice < slices; slice += kLoadingWarps) {
+            ptx::cp_async_wait_group<S::kLoads - 1>();
+            ptx::warp_sync();
+            const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.load_bytes);
+            const T* rows[kVector];
+            if constexpr (S::kIsPlain) {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    rows[c] = loaded + offsets[c] + lane_ - row.before;
+                }
+            }
+            float sums[kVector] = {};
+            // Some vectors at once, so that each need not wait for its own values.
+            const auto turn = [&](auto count, int first) {
+                constexpr int kCount = decltype(count)::value;
+                T values[kCount][kVector];
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) {
+                    const Pixel pixel = pixel_of(row, table, first + i * 32 + lane_);
+                    if constexpr (S::kSideBySide) find_offsets(pixel.segment);
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) {
+                        values[i][c] = Element<T>::narrow(0);
+                        if (pixel.exists) {
+                            values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
+                                                       : loaded[offsets[c] + pixel.column];
+                        }
+                    }
+                }
+#pragma unroll
+                for (int i = 0; i < kCount; ++i) {
+                    convert<false>(values[i], factor, vectors + first + i * 32, low, &largest);
+                    if (sums_bias_ && !is_x) {
+#pragma unroll
+                        for (int c = 0; c < kVector; ++c) sums[c] += widened(values[i][c]);
+                    }
+                }
+            };
+            int first = 0;
+#pragma unroll 1
+            for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
+                turn(std::integral_constant<int, S::kAtOnce>{}, first);
+            }
+#pragma unroll 1
+            for (; first + lane_ < pixels; first += 32) {
+                turn(std::integral_constant<int, 1>{}, first);
+            }
+            if (sums_bias_ && !is_x) {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
+                }
+            }
+            vectors += kLoadingWarps * pixels;
+            ptx::warp_sync();
+            begin_load(stage);
+            stage = stage + 1 == S::kLoads ? 0 : stage + 1;
+        }
+        load_stage_ = stage;
+        return agree(is_x, row, table, reinterpret_cast<Operands*>(to), scale,
+                     magnitude_bits(largest));
+    }
+
+    // Takes the row over with another scale if that does not suit it; whether it has infinity or
+    // NaN.
+    __device__ __forceinline__ int agree(bool is_x, const Row& row, const int* table,
+                                         Operands* vectors, Scale& scale, unsigned bits) {
+        if (!S::kScales && !is_x) return 0;
+        bits = largest_of_all(bits);
+        const bool special = bits >= kInfinityBits;
+        if constexpr (S::kScales) {
+            if (special) {
+                float finite = 0;
+                visit(is_x, row, table, [&](const T(&values)[kVector], int) {
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) {
+                        const float magnitude = fabsf(widened(values[c]));
+                        if (magnitude_bits(magnitude) < kInfinityBits) {
+                            finite = fmaxf(finite, magnitude);
+                        }
+                    }
+                });
+                bits = largest_of_all(magnitude_bits(finite));
+            }
+            const int exponent = static_cast<int>(bits >> 23) - 127;
+            const int wanted =
+                min(min(max(kBestExponent - exponent, -126), 127), scale.least + kMostRise);
+            const bool suits =
+                bits == 0 || (wanted >= scale.exponent && wanted <= scale.exponent + kSuiting);
+            if (!suits) scale.exponent = wanted;
+            if (bits != 0) scale.least = min(scale.least, scale.exponent);
+            if (!suits || (special && S::kParts == 2)) {
+                const float factor = power_of_two(scale.exponent);
+                const int low = head_.tensors[is_x].low;
+                visit(is_x, row, table, [&](const T(&values)[kVector], int vector) {
+                    convert<true>(values, factor, vectors + vector, low, nullptr);
+                });
+            }
+        }
+        return special;
+    }
+
+    // Reads this warp's slices of a row once more.
+    template <typename Visitor>
+    __device__ __forceinline__ void visit(bool is_x, const Row& row, const int* table,
+                                          const Visitor& visitor) const {
+        const auto& tensor = head_.tensors[is_x];
+#pragma unroll 1
+        for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
+#pragma unroll 1
+            for (int number = lane_; number < tensor.pixels; number += 32) {
+                const Pixel pixel = pixel_of(row, table, number);
+                auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column) +
+                            pixel.segment * tensor.of_image + slice * (kVector * tensor.of_channel);
+                T values[kVector];
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    values[c] =
+                        ptx::load_if(pixel.exists && slice * kVector + c < tensor.count,
+                                     reinterpret_cast<const T*>(from), Element<T>::narrow(0));
+                    from += tensor.of_channel;
+                }
+                visitor(values, slice * tensor.pixels + number);
+            }
+        }
+    }
+
+    static __device__ __forceinline__ float widened(T value) {
+        return static_cast<float>(Element<T>::widen(value));
+    }
+
+    // Writes a vector's operands; finds the largest magnitude, or NaN. Only if it is careful
+    // infinity becomes no NaN when it is split.
+    template <bool kIsCareful>
+    static __device__ __forceinline__ void convert(const T (&values)[kVector], float factor,
+                                                   Operands* to, int low, float* largest) {
+        Operands high, rest;
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+            if constexpr (!S::kScales) {
+                high.values[c] = values[c];
+            } else {
+                const float value = factor * values[c];
+                if constexpr (S::kParts == 2 && kIsCareful) {
+                    split(value, high.values[c], rest.values[c]);
+                } else {
+                    high.values[c] = Element<Operand>::narrow(value);
+                    if constexpr (S::kParts == 2) {
+                        rest.values[c] = Element<Operand>::narrow(
+                            value - Element<Operand>::widen(high.values[c]));
+                    }
+                }
+            }
+        }
+        if constexpr (S::kScales && !kIsCareful) {
+            float pairs[kVector / 2];
+#pragma unroll
+            for (int c = 0; c < kVector; c += 2) {
+                pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
+            }
+            *largest =
+                ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
+                                ptx::max_or_nan(pairs[2], pairs[3]));
+        }
+        if constexpr (!S::kScales && !kIsCareful) {
+            if (has_special(high)) *largest = __builtin_huge_valf();
+        }
+        to[0] = high;
+        if constexpr (S::kParts == 2) to[low] = rest;
+    }
+
+    // Whether all bits of some exponent are ones: then adding to the last of them carries.
+    static __device__ __forceinline__ bool has_special(const Operands& operands) {
+        constexpr bool kIsHalf = std::is_same_v<Operand, __half>;
+        constexpr unsigned kExponents = kIsHalf ? 0x7c007c00u : 0x7f807f80u;
+        constexpr unsigned kLast = kIsHalf ? 0x04000400u : 0x00800080u;
+        const auto& words = reinterpret_cast<const Vector<unsigned, kVector / 2>&>(operands);
+        unsigned carries = 0;
+#pragma unroll
+        for (int i = 0; i < kVector / 2; ++i) carries |= (words.values[i] & kExponents) + kLast;
+        return (carries & 0x80008000u) != 0;
+    }
+
+    __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
+        largest = ptx::reduce_max(largest);
+        unsigned* each = head_.largest[turn_];
+        turn_ ^= 1;
+        if (lane_ == 0) each[warp_] = largest;
+        ptx::bar_sync(kBarrier, kThreads);
+#pragma unroll
+        for (int i = 0; i < kLoadingWarps; ++i) largest = max(largest, each[i]);
+        return largest;
+    }
+
+    const WeightProblem& problem_;
+    const WeightShared<S>& parts_;
+    typename WeightShared<S>::Head& head_;
+    unsigned char *shared_, *loads_;
+    float* biases_;  // of each filter, 32 lanes' sums
+    int warp_, lane_, first_row_, turn_ = 0;
+    bool sums_bias_;
+    LineWalk line_;       // that is brought
+    Ring stage_;          // of lines
+    int load_stage_ = 0;  // of this warp's loads, which is to be turned around next
+    // The oldest line that is not multiplied yet, and how many there are.
+    LineWalk oldest_;
+    Ring done_;
+    int waiting_ = 0;
+    // What is to be loaded next.
+    LineWalk next_line_;
+    int next_row_ = 0, next_slice_ = 0;
+    Slice<S> next_;
+};
+
+}  // namespace convsmith::implicit_gemm

@@ -1,0 +1,216 @@
+// What a multiplying warpgroup does for the weight gradient: adds up S::kSlots units' products,
+// line after line, and hands the sums on.
+#pragma once
+
+#include "implicit_gemm_weight_problem.cuh"
+#include "ptx/shuffle.cuh"
+#include "ptx/warpgroup.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+class WeightMultiplier {
+  public:
+    using Operand = typename S::Operand;
+    using Places = typename WeightShared<S>::Place;
+    static constexpr int kValues = S::kColumns / 2;  // of a thread, of a unit
+
+    __device__ WeightMultiplier(const WeightProblem& problem, const WeightShared<S>& parts,
+                                unsigned char* shared, typename WeightShared<S>::Head& head,
+                                int warpgroup)
+        : problem_(problem), parts_(parts), head_(head), shared_(shared), warpgroup_(warpgroup) {
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) {
+            exponents_[slot] = 0;
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) sums_[slot][i] = 0;
+        }
+    }
+
+    __device__ __forceinline__ void multiply(int lines) {
+        Ring line;
+#pragma unroll 1
+        for (; lines > 0; --lines) {
+            ptx::mbarrier_wait(head_.full + line.stage, line.parity);
+            int special = 0;
+#pragma unroll
+            for (int slot = 0; slot < S::kSlots; ++slot) {
+                const int row = row_of(slot, line.stage);
+                special |= head_.x_specials[row];
+                if constexpr (S::kScales) {
+                    rescale(slot, head_.y_exponents[line.stage] + head_.x_exponents[row]);
+                }
+            }
+            if (special != 0) {
+                add_singly(line.stage);
+                ptx::warp_sync();
+            } else if constexpr (S::kProducts == 1) {
+                add_line(line.stage);
+            } else {
+                add_line_in_parts(line.stage);
+            }
+            if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(head_.empty + line.stage);
+            line.advance(static_cast<int>(problem_.lines));
+        }
+    }
+
+    // Writes the sums of unit u where [u][value][thread] is.
+    __device__ __forceinline__ void store(float* partial) const {
+        const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) {
+            const int unit = warpgroup_ * S::kSlots + slot;
+            if (unit >= Job::units(problem_)) continue;
+            const int half = exponents_[slot] / 2;
+            const float factors[2] = {power_of_two(-half), power_of_two(half - exponents_[slot])};
+            float* to = partial + unit * S::kUnitValues + thread;
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) {
+                to[i * ptx::kWarpgroup] = sums_[slot][i] * factors[0] * factors[1];
+            }
+        }
+    }
+
+  private:
+    // A warpgroup's missing units are its first one again, and are not stored.
+    __device__ __forceinline__ const Places& places(int slot) const {
+        const int unit = warpgroup_ * S::kSlots + slot;
+        return head_.places[unit < Job::units(problem_) ? unit : 0];
+    }
+
+    // Place in the ring of the row of x that a unit meets.
+    __device__ __forceinline__ int row_of(int slot, int stage) const {
+        const int row = head_.rows[stage] + places(slot).row;
+        const auto ring = static_cast<int>(problem_.rows);
+        return row >= ring ? row - ring : row;
+    }
+
+    // The sums are multiplied by the same power of two as the products that follow.
+    __device__ __forceinline__ void rescale(int slot, int exponent) {
+        if (exponent == exponents_[slot]) return;
+        const float factor = power_of_two(exponent - exponents_[slot]);
+        exponents_[slot] = exponent;
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sums_[slot][i] *= factor;
+    }
+
+    // Operands' places are the same for all lanes, which the compiler does not see: it would keep
+    // each wgmma's in registers of every thread.
+    __device__ __forceinline__ std::uint64_t filters(int slot, int stage) const {
+        return ptx::matrix_descriptor(
+            shared_ + ptx::shared_by_lanes(parts_.y + stage * parts_.y_bytes + places(slot).y * 16),
+            kVector * 16, S::kPixels * 16);
+    }
+    __device__ __forceinline__ std::uint64_t channels(int slot, int stage) const {
+        return ptx::matrix_descriptor(
+            shared_ + ptx::shared_by_lanes(parts_.x + row_of(slot, stage) * parts_.x_bytes +
+                                           places(slot).x * 16),
+            kVector * 16, WeightShared<S>::pixels_of_x(problem_) * 16);
+    }
+
+    static __device__ __forceinline__ void multiply_by(float (&sums)[kValues], std::uint64_t a,
+                                                       std::uint64_t b, bool accumulates) {
+        ptx::wgmma<Operand, S::kColumns, ptx::Major::kMN, ptx::Major::kMN>(sums, a, b, accumulates);
+    }
+
+    // Adds a line's products to the sums, as the tensor cores do.
+    __device__ __forceinline__ void add_line(int stage) {
+        std::uint64_t a[S::kSlots], b[S::kSlots];
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) {
+            a[slot] = filters(slot, stage);
+            b[slot] = channels(slot, stage);
+        }
+        ptx::wgmma_fence();
+#pragma unroll
+        for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
+#pragma unroll
+            for (int slot = 0; slot < S::kSlots; ++slot) {
+                multiply_by(sums_[slot], ptx::moved(a[slot], pixel), ptx::moved(b[slot], pixel),
+                            true);
+            }
+        }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<0>();
+    }
+
+    // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
+    // of a line, begin with the low parts' products, which are small, and are added to the sums
+    // with rounding.
+    __device__ __forceinline__ void add_line_in_parts(int stage) {
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) {
+            float products[kValues];
+            const std::uint64_t a = filters(slot, stage), b = channels(slot, stage);
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
+                const auto high = ptx::moved(a, pixel), high_b = ptx::moved(b, pixel);
+                multiply_by(products, high, ptx::moved(high_b, parts_.x_vectors), pixel > 0);
+                multiply_by(products, ptx::moved(high, parts_.y_vectors), high_b, true);
+            }
+#pragma unroll
+            for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
+                multiply_by(products, ptx::moved(a, pixel), ptx::moved(b, pixel), true);
+            }
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<0>();
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) sums_[slot][i] += products[i];
+        }
+    }
+
+    // The same of x with infinity or NaN, which must not meet the zeros that fill a row of dy up.
+    __device__ __forceinline__ void add_singly(int stage) {
+        const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
+        const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
+        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + x_pixels;
+        const int images = static_cast<int>(problem_.images) - head_.images[stage];
+        const int columns = static_cast<int>(problem_.y_size[1]) - head_.columns[stage];
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) {
+            // A thread's values are of two filters, and of two channels of every vector.
+            const auto* y = reinterpret_cast<const Operand*>(
+                shared_ + parts_.y + stage * parts_.y_bytes +
+                (places(slot).y + thread / 32 * 2 * S::kPixels) * 16 + thread % 32 / 4 * 2);
+            const auto* x = reinterpret_cast<const Operand*>(shared_ + parts_.x +
+                                                             row_of(slot, stage) * parts_.x_bytes +
+                                                             places(slot).x * 16 + thread % 4 * 4);
+#pragma unroll 1
+            for (int pixel = 0; pixel < S::kPixels; ++pixel) {
+                const int entry = table[pixel];
+                if (entry < 0 || entry >> 16 >= images || (entry & 0xffff) >= columns) continue;
+                const Operand* of_y = y + pixel * kVector;
+                const float filters[2] = {value_at(of_y, parts_.y_vectors),
+                                          value_at(of_y + S::kPixels * kVector, parts_.y_vectors)};
+                const Operand* of_x = x + pixel * kVector;
+#pragma unroll
+                for (int i = 0; i < kValues; i += 4) {
+#pragma unroll
+                    for (int odd = 0; odd < 2; ++odd) {
+                        const float value = value_at(of_x + odd, parts_.x_vectors);
+                        sums_[slot][i + odd] += filters[0] * value;
+                        sums_[slot][i + 2 + odd] += filters[1] * value;
+                    }
+                    of_x += x_pixels * kVector;
+                }
+            }
+        }
+    }
+
+    static __device__ __forceinline__ float value_at(const Operand* from, int low) {
+        const float value = Element<Operand>::widen(from[0]);
+        if constexpr (S::kParts == 1) return value;
+        return value + Element<Operand>::widen(from[low * kVector]);
+    }
+
+    const WeightProblem& problem_;
+    const WeightShared<S>& parts_;
+    typename WeightShared<S>::Head& head_;
+    unsigned char* shared_;
+    int warpgroup_;
+    int exponents_[S::kSlots];
+    float sums_[S::kSlots][kValues];
+};
+
+}  // namespace convsmith::implicit_gemm

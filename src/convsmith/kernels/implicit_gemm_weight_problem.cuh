@@ -1,0 +1,257 @@
+// What the weight gradient of the implicit_gemm family is told, and how its parts see it.
+//
+//   dw[k,c,r,s] = sum_{n,p,q} dy[n,k,p,q] * x[n, c, p * stride_h - padding_h + r * dilation_h,
+//                                                   q * stride_w - padding_w + s * dilation_w]
+//   db[k] = sum_{n,p,q} dy[n,k,p,q]
+//
+// The sums go over pixels. A LINE is what is added at once: a row of outputs, or a run of its
+// columns, of one image or of several side by side (segments, `pitch` pixels apart). A STRIP is all
+// the lines below one another, of the same images and columns. A block goes down strips and has a
+// row of dy for each line, and in a ring the rows of x that the line meets: a row is loaded once,
+// and stays for all rows of taps. Within a row a tap is a shift by whole pixels, of the phase of
+// the stride that it meets.
+//
+// A block's sums are of up to kUnits UNITS: 64 filters, S::kColumns channels and one tap each.
+#pragma once
+
+#include "implicit_gemm_pack.cuh"
+
+namespace convsmith::implicit_gemm {
+
+inline constexpr int kMostLines = 8;  // in shared memory
+inline constexpr int kMostRows = 64;  // of x in the ring
+inline constexpr int kLoadingWarps = 4;
+inline constexpr int kUnits = 9;
+
+struct WeightProblem {
+    std::int64_t images, groups, channels, filters;  // the latter two of a group
+    std::int64_t x_size[2], y_size[2], kernel_size[2];
+    std::int64_t stride[2], padding[2], dilation[2];
+    std::int64_t x_strides[4], y_strides[4], w_strides[4];
+    std::int64_t unit_filters, unit_channels, unit_taps;  // units of a block
+    std::int64_t runs, run_columns;                       // of a row of outputs
+    std::int64_t segments, pitch;                         // images of a line
+    std::int64_t x_pixels, phases;                        // of a row of x, each phase
+    std::int64_t row_step;       // from a row of x that may be met to the next
+    std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
+    std::int64_t lines, rows;    // of the rings
+    std::int64_t load_bytes;     // of a channel's row, as it is loaded
+    std::int64_t splits;         // of all lines, each with its own partial sums
+};
+
+// Where dy and x lie, from their first elements to past their last ones.
+struct Tensors {
+    std::uintptr_t begin[2], end[2];
+
+    template <typename T>
+    __device__ __forceinline__ const T* of(int number) const {
+        return reinterpret_cast<const T*>(begin[number]);
+    }
+};
+
+// What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
+// warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels. They are of
+// several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of x
+// and of dy, it is plain.
+template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
+          bool kIsPlain_, int kLoads_>
+struct WeightGradient {
+    using Value = T;
+    using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
+    static constexpr bool kIsWeightGradient = true;
+    static constexpr int kProducts = kProducts_;
+    static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
+    static constexpr bool kScales = std::is_same_v<T, float>;
+    static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
+    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
+    static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
+    static constexpr int kConsumers = 3;    // warpgroups, and one that loads
+    static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
+
+    // A multiplying thread keeps so many sums, and products that are not added yet; what it needs
+    // no registers for, loading threads have.
+    static constexpr int kKept = (kSlots + (kProducts == 1 ? 0 : 1)) * kColumns / 2;
+    static constexpr int kConsumerRegisters = kKept > 96 ? 144 : kKept > 64 ? 136 : 104;
+    static constexpr int kLoaderRegisters = 4 * 128 - kConsumers * kConsumerRegisters;
+    static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
+    static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
+};
+
+// Which sums a block has.
+struct Job {
+    int split, group, first_filter, first_channel, first_tap;
+    int number;  // of all jobs of a split
+
+    __host__ __device__ static int blocks(std::int64_t size, std::int64_t of_block) {
+        return static_cast<int>((size + of_block - 1) / of_block);
+    }
+    template <typename S>
+    static __host__ __device__ int filter_blocks(const WeightProblem& problem) {
+        return blocks(problem.filters, problem.unit_filters * kRowsOfBlock);
+    }
+    template <typename S>
+    static __host__ __device__ int channel_blocks(const WeightProblem& problem) {
+        return blocks(problem.channels, problem.unit_channels * S::kColumns);
+    }
+    static __host__ __device__ int taps(const WeightProblem& problem) {
+        return static_cast<int>(problem.kernel_size[0] * problem.kernel_size[1]);
+    }
+    template <typename S>
+    static __host__ __device__ int count(const WeightProblem& problem) {
+        return static_cast<int>(problem.groups) * filter_blocks<S>(problem) *
+               channel_blocks<S>(problem) * blocks(taps(problem), problem.unit_taps);
+    }
+    static __host__ __device__ int units(const WeightProblem& problem) {
+        return static_cast<int>(problem.unit_filters * problem.unit_channels * problem.unit_taps);
+    }
+
+    template <typename S>
+    static __device__ __forceinline__ Job of(const WeightProblem& problem, int number) {
+        Job job;
+        job.split = number / count<S>(problem);
+        int rest = job.number = number % count<S>(problem);
+        const int tap_blocks = blocks(taps(problem), problem.unit_taps);
+        job.first_tap = rest % tap_blocks * static_cast<int>(problem.unit_taps);
+        rest /= tap_blocks;
+        job.first_channel = rest % channel_blocks<S>(problem) *
+                            static_cast<int>(problem.unit_channels) * S::kColumns;
+        rest /= channel_blocks<S>(problem);
+        job.first_filter = rest % filter_blocks<S>(problem) *
+                           static_cast<int>(problem.unit_filters) * kRowsOfBlock;
+        job.group = rest / filter_blocks<S>(problem);
+        return job;
+    }
+
+    // The blocks that add up dy itself, too.
+    __device__ __forceinline__ bool has_bias() const { return first_channel + first_tap == 0; }
+};
+
+// One of a job's units.
+struct Unit {
+    int filter, channel, tap;  // the first ones, from the job's
+
+    template <typename S>
+    static __device__ __forceinline__ Unit of(const WeightProblem& problem, int number) {
+        const auto taps = static_cast<int>(problem.unit_taps);
+        const auto channels = static_cast<int>(problem.unit_channels);
+        return {number / taps / channels * kRowsOfBlock, number / taps % channels * S::kColumns,
+                number % taps};
+    }
+};
+
+// The lines of a split, one after another.
+class LineWalk {
+  public:
+    __device__ LineWalk(const WeightProblem& problem, int split) : problem_(problem) {
+        const std::int64_t images = (problem.images + problem.segments - 1) / problem.segments;
+        const std::int64_t all = images * problem.runs * problem.y_size[0];
+        const std::int64_t first = all * split / problem.splits;
+        left_ = static_cast<int>(all * (split + 1) / problem.splits - first);
+        row_ = static_cast<int>(first % problem.y_size[0]);
+        const auto strip = static_cast<int>(first / problem.y_size[0]);
+        const auto runs = static_cast<int>(problem.runs);
+        image_ = strip / runs * static_cast<int>(problem.segments);
+        column_ = strip % runs * static_cast<int>(problem.run_columns);
+        fresh_ = static_cast<int>(problem.span);
+    }
+
+    __device__ __forceinline__ bool exists() const { return left_ > 0; }
+    __device__ __forceinline__ int left() const { return left_; }
+
+    // The first image, the row and the first column, of the output.
+    __device__ __forceinline__ int image() const { return image_; }
+    __device__ __forceinline__ int row() const { return row_; }
+    __device__ __forceinline__ int column() const { return column_; }
+
+    // Rows of x are numbered as they are loaded. The line meets those from lowest() on, span of
+    // them, of which the last fresh() are new.
+    __device__ __forceinline__ int lowest() const { return lowest_; }
+    __device__ __forceinline__ int fresh() const { return fresh_; }
+
+    __device__ __forceinline__ void advance() {
+        --left_;
+        fresh_ = static_cast<int>(problem_.advance);
+        if (++row_ == static_cast<int>(problem_.y_size[0])) {
+            row_ = 0;
+            fresh_ = static_cast<int>(problem_.span);
+            column_ += static_cast<int>(problem_.run_columns);
+            if (column_ >= static_cast<int>(problem_.y_size[1])) {
+                column_ = 0;
+                image_ += static_cast<int>(problem_.segments);
+            }
+        }
+        lowest_ += fresh_;
+    }
+
+  private:
+    const WeightProblem& problem_;
+    int image_, row_, column_, left_, fresh_, lowest_ = 0;
+};
+
+// Shared memory of a block: dy [line][part][filters / kVector][pixel][kVector], x [row][part]
+// [channels / kVector][phase][pixel][kVector], and what loading takes.
+template <typename S>
+struct WeightShared {
+    // Where a unit's operands begin in a row of dy and in a row of x, in vectors; and which of the
+    // rows that a line meets.
+    struct Place {
+        int y, x, row;
+    };
+    // What is to be known of dy (0) and of x (1) when their rows are loaded.
+    struct Tensor {
+        std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
+        std::int64_t of_image, of_channel, of_row;  // strides, in bytes
+        int count, slices, pixels;  // channels of the block that exist; of a row of kVector
+        int table, low;             // where the pixels' table begins, and low parts' vectors
+    };
+    struct Head {
+        Tensor tensors[2];
+        ptx::Barrier full[kMostLines], empty[kMostLines];
+        Place places[kUnits];
+        // Of each line: its first row's place in the ring, its first image and column, what its dy
+        // has been multiplied by, a power of two.
+        int rows[kMostLines], images[kMostLines], columns[kMostLines], y_exponents[kMostLines];
+        // Of each row of x: likewise, and whether some of it is infinite or not a number.
+        int x_exponents[kMostRows], x_specials[kMostRows];
+        unsigned largest[2][kLoadingWarps];
+    };
+    static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
+
+    int y_vectors, x_vectors;                // of one part of a row
+    int y_bytes, x_bytes;                    // of a row
+    int y, x, loads, tables, biases, bytes;  // offsets
+    int load_bytes;                          // of kVector channels of a row
+
+    __host__ __device__ WeightShared(const WeightProblem& problem, bool has_bias) {
+        const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
+        const auto channels = static_cast<int>(problem.unit_channels) * S::kColumns;
+        y_vectors = filters / kVector * S::kPixels;
+        x_vectors = channels / kVector * pixels_of_x(problem);
+        y_bytes = 16 * S::kParts * y_vectors;
+        x_bytes = 16 * S::kParts * x_vectors;
+        load_bytes = kVector * static_cast<int>(problem.segments * problem.load_bytes);
+        y = kHeadBytes;
+        x = y + static_cast<int>(problem.lines) * y_bytes;
+        loads = x + static_cast<int>(problem.rows) * x_bytes;
+        tables = loads + kLoadingWarps * S::kLoads * load_bytes;
+        biases = tables + (pixels_of_x(problem) + S::kPixels + 3) / 4 * 16;
+        bytes = biases + (has_bias ? filters * 32 * 4 : 0);
+    }
+
+    // Of a row of kVector channels.
+    static __host__ __device__ int pixels_of_x(const WeightProblem& problem) {
+        return static_cast<int>(problem.phases * problem.x_pixels);
+    }
+};
+
+// 2**exponent, or as near to it as a normal float is.
+__device__ __forceinline__ float power_of_two(int exponent) {
+    const auto bits = static_cast<unsigned>(min(max(exponent, -126), 127) + 127) << 23;
+#ifdef CONVSMITH_SIMULATOR
+    return simulator::bits_of<float>(bits);
+#else
+    return __uint_as_float(bits);
+#endif
+}
+
+}  // namespace convsmith::implicit_gemm

@@ -1,0 +1,58 @@
+"""How long the implicit_gemm family's weight gradient takes: what the planner weighs."""
+
+from __future__ import annotations
+
+import math
+
+from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration, geometry_of
+from convsmith.roofline import Ceilings
+from convsmith.spec import ConvSpec
+
+# Microseconds of a multiprocessor, and rates per microsecond.
+CYCLES = 1700.0
+PRODUCT_CYCLES = {64: 32, 32: 24, 16: 20}  # of 64 filters, 16 pixels, by channels
+LOADED_VECTORS = {1: 1100.0, 3: 700.0}  # by the number of products
+LOADED_SLICES = 60.0  # beside their vectors, of each image
+LINE_US = 0.25
+WAITED_FOR = 1.5  # where a warp has nothing else on its way
+UNHIDDEN = 0.3  # of the shorter one of loading and multiplying
+WEIGHT_LAUNCHES_MS = 0.012
+PARTIAL_SUMS_TBPS = 1.5
+SHARE_OF_COPY_RATE = 0.85
+
+
+def line_us(configuration: WeightConfiguration) -> float:
+    """Time of a line: multiplying or loading, whichever takes longer, and part of the other."""
+    line, products, slots = configuration.line, configuration.products, configuration.slots
+    filters, channels = configuration.unit_filters, configuration.unit_channels
+    warpgroups = -(-filters * channels * configuration.unit_taps // slots)
+    steps = warpgroups * slots * line.y_pixels // 16 * products
+    multiply = steps * PRODUCT_CYCLES[configuration.columns] / CYCLES
+    of_x = configuration.advance * channels * configuration.columns // 8
+    vectors = filters * 8 * line.y_pixels + of_x * configuration.phases * line.x_pixels
+    slices = filters * 8 + of_x
+    load = vectors / LOADED_VECTORS[products] + slices * line.segments / LOADED_SLICES
+    if configuration.loads == 1:
+        load *= WAITED_FOR
+    longest, other = max(multiply, load), min(multiply, load)
+    return longest + (UNHIDDEN if configuration.lines > 1 else 1) * other + LINE_US
+
+
+def blocks_us(configuration: WeightConfiguration, multiprocessors: int) -> float:
+    """Time of all blocks."""
+    rounds = -(-configuration.jobs * configuration.splits // multiprocessors)
+    first_rows = configuration.span / max(configuration.advance, 1)
+    return rounds * (configuration.split_lines + first_rows) * line_us(configuration)
+
+
+def predicted_weight_ms(
+    spec: ConvSpec, configuration: WeightConfiguration, ceilings: Ceilings, multiprocessors: int
+) -> float:
+    """Time of ``spec``: memory, or blocks that go over lines; and adding partial sums."""
+    geometry = geometry_of(spec)
+    rate = ceilings.fp16_TFLOPs / 760 * 132 / multiprocessors
+    blocks_ms = blocks_us(configuration, multiprocessors) / 1e3 / rate
+    moved = math.prod(spec.input_shape) + math.prod(spec.output_shape)
+    memory_ms = moved * geometry.itemsize / (SHARE_OF_COPY_RATE * ceilings.copy_TBps * 1e9)
+    partial_ms = configuration.workspace_bytes / (PARTIAL_SUMS_TBPS * 1e9)
+    return max(blocks_ms, memory_ms) + partial_ms + WEIGHT_LAUNCHES_MS

@@ -1,0 +1,203 @@
+"""The implicit_gemm family's weight gradient against float64: in the simulator, and on a GPU."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+
+import pytest
+import torch
+from convolutions import PLAIN, Case, on_poisoned_memory
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+import convsmith
+from convsmith import execute
+from convsmith.kernels import implicit_gemm
+from convsmith.spec import Direction
+
+ORDINARY = replace(PLAIN, group_channels=20)
+CASES = {
+    "ordinary": ORDINARY,
+    "no-bias": replace(ORDINARY, has_bias=False),
+    "many-filters": replace(ORDINARY, group_filters=70),
+    "many-channels": replace(ORDINARY, group_channels=70),
+    "wide": replace(ORDINARY, size=(6, 140)),
+    "wide-unaligned": replace(ORDINARY, size=(5, 301), kernel_size=(2, 2), padding=(0, 0)),
+    "small-planes": replace(ORDINARY, batch=9, size=(7, 7)),
+    "smaller-planes": replace(ORDINARY, batch=40, size=(3, 2)),
+    "strided": replace(ORDINARY, stride=(2, 1), padding=(2, 1)),
+    "strided-small-planes": replace(ORDINARY, batch=5, size=(8, 8), stride=(2, 2)),
+    "dilated": replace(ORDINARY, dilation=(2, 3), padding=(2, 3)),
+    "strided-and-dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
+    "1x1": replace(ORDINARY, kernel_size=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "1x1-many-channels": replace(
+        ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), group_filters=70
+    ),
+    "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
+    "5x5": replace(ORDINARY, kernel_size=(5, 5), padding=(2, 2), group_channels=10),
+    "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
+    "cropped": replace(ORDINARY, layout="cropped", upstream_layout="cropped"),
+    "expanded": replace(ORDINARY, layout="expanded", upstream_layout="expanded"),
+}
+# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result.
+LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
+
+
+@pytest.fixture(
+    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
+)
+def device(request: pytest.FixtureRequest) -> Iterator[str]:
+    with on_poisoned_memory("implicit_gemm"):
+        yield request.param
+
+
+@pytest.fixture(params=["tf32", "float32"])
+def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
+    return request.param
+
+
+def operands(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
+    """dy, x and w."""
+    x, w, _ = case.tensors(device)
+    return case.upstream(torch.conv2d(x, w, None, *case.geometry)), x, w
+
+
+def gradients(case: Case, dy: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
+    """dw, and db where it is wanted."""
+    results = execute.weight_gradient(dy, x, w, *case.geometry, case.has_bias)
+    return [one for one in results if one is not None]
+
+
+def exact_gradients(case: Case, dy: Tensor, x: Tensor, w: Tensor) -> list[Tensor]:
+    dw = torch.nn.grad.conv2d_weight(x.double(), w.shape, dy.double(), *case.geometry)
+    return [dw, dy.double().sum((0, 2, 3))][: 1 + case.has_bias]
+
+
+def largest_error(ours: list[Tensor], exact: list[Tensor]) -> float:
+    """The largest error of a gradient over its largest element, which may be 0."""
+    return max(
+        float((one.double() - true).abs().max() / true.abs().max().clamp_min(1e-300))
+        for one, true in zip(ours, exact, strict=True)
+    )
+
+
+def error(case: Case, device: str, factors: tuple[float, float] = (1, 1)) -> float:
+    """The largest error for dy and x multiplied by ``factors``."""
+    dy, x, w = operands(case, device)
+    dy, x = dy * factors[0], x * factors[1]
+    return largest_error(gradients(case, dy, x, w), exact_gradients(case, dy, x, w))
+
+
+@pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+def test_layers(case: Case, device: str, precision: str) -> None:
+    assert error(case, device) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("offsets", [(1, 0), (0, 3), (2, 1)], ids=str)
+def test_tensors_that_begin_anywhere(offsets: tuple[int, int], device: str, precision: str) -> None:
+    """Pieces of 16 bytes would reach over both ends of memory that begins and ends with them."""
+    dy, x, w = operands(ORDINARY, device)
+    moved = []
+    for tensor, offset in zip((dy, x), offsets, strict=True):
+        room = tensor.new_full((offset + tensor.numel(),), torch.nan)
+        room[offset:] = tensor.flatten()
+        moved.append(room[offset:].view_as(tensor))
+    ours, exact = gradients(ORDINARY, *moved, w), exact_gradients(ORDINARY, dy, x, w)
+    assert largest_error(ours, exact) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize("name", ["ordinary", "wide-unaligned", "small-planes"])
+def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
+    assert error(replace(CASES[name], dtype=dtype), device) < torch.finfo(dtype).eps
+
+
+@pytest.mark.parametrize(
+    "factors",
+    [(1e-25, 1), (1, 1e-25), (1e-6, 1e-6), (1e6, 1e6), (1e25, 1), (1, 1e25), (1e-25, 1e25)],
+    ids=str,
+)
+def test_any_magnitude(factors: tuple[float, float], device: str, precision: str) -> None:
+    assert error(ORDINARY, device, factors) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("growth", [10.0, 0.1], ids=["growing", "shrinking"])
+def test_magnitudes_that_change_from_row_to_row(growth: float, device: str, precision: str) -> None:
+    """So that the scale of one row does not suit the next."""
+    case = replace(ORDINARY, size=(18, 7))
+    dy, x, w = operands(case, device)
+    x = x * growth ** torch.arange(18.0, device=device)[:, None]
+    dy = dy * growth ** torch.arange(float(dy.shape[2]), device=device)[:, None]
+    ours, exact = gradients(case, dy, x, w), exact_gradients(case, dy, x, w)
+    assert largest_error(ours, exact) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("name", ["ordinary", "small-planes", "strided", "wide"])
+def test_inf_and_nan_of_x_reach_what_they_meet_and_nothing_else(
+    name: str, value: float, device: str, precision: str
+) -> None:
+    case = CASES[name]
+    dy, x, w = operands(case, device)
+    x[1, 3, 4, -1] = value
+    x[0, 7, 0, 0] = value
+    for ours, exact in zip(gradients(case, dy, x, w), exact_gradients(case, dy, x, w), strict=True):
+        torch.testing.assert_close(
+            ours.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 200, equal_nan=True
+        )
+
+
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+def test_inf_and_nan_of_dy_reach_their_filter(value: float, device: str, precision: str) -> None:
+    dy, x, w = operands(ORDINARY, device)
+    dy[1, 3, 4, 5] = value
+    for ours, exact in zip(
+        gradients(ORDINARY, dy, x, w), exact_gradients(ORDINARY, dy, x, w), strict=True
+    ):
+        torch.testing.assert_close(
+            ours.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 200, equal_nan=True
+        )
+
+
+def test_the_same_bits_again(device: str, precision: str) -> None:
+    def once() -> list[Tensor]:
+        return gradients(ORDINARY, *operands(ORDINARY, device))
+
+    assert all(torch.equal(*pair) for pair in zip(once(), once(), strict=True))
+
+
+def test_rows_that_are_not_contiguous_are_refused() -> None:
+    spec = replace(ORDINARY, layout="channels_last").specs()[Direction.GRAD_WEIGHT]
+    assert implicit_gemm.obstacle(spec) == "the rows of its input are not contiguous"
+
+
+@settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
+@given(data=st.data())
+def test_any_layer(data: st.DataObject) -> None:
+    def pair(most: int, least: int = 1) -> tuple[int, int]:
+        return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
+
+    kernel_size, dilation = pair(5), pair(3)
+    least = [step * (taps - 1) + 1 for step, taps in zip(dilation, kernel_size, strict=True)]
+    more = pair(9, 0)
+    case = replace(
+        PLAIN,
+        batch=data.draw(st.integers(1, 6)),
+        groups=data.draw(st.integers(1, 2)),
+        group_channels=data.draw(st.integers(8, 80)),
+        group_filters=data.draw(st.integers(1, 140)),
+        size=(least[0] + more[0], least[1] + more[1]),
+        kernel_size=kernel_size,
+        stride=pair(4),
+        padding=pair(4, 0),
+        dilation=dilation,
+        has_bias=data.draw(st.booleans()),
+        seed=data.draw(st.integers(0, 9)),
+    )
+    if implicit_gemm.obstacle(case.specs()[Direction.GRAD_WEIGHT]) is not None:
+        return
+    with convsmith.use_kernel("implicit_gemm"), convsmith.simulator():
+        assert error(case, "cpu") < LARGEST_ERROR["tf32"]
