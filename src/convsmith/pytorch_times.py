@@ -12,6 +12,7 @@ from convsmith.roofline import TENSOR_CORE_CHANNELS, Ceilings
 from convsmith.spec import ConvSpec, Direction, Precision
 
 _FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
+_TF32_WEIGHT_SHARE = 0.45  # of a matrix product's rate, at best
 _H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
 
 
@@ -31,6 +32,8 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
         narrow = spec.groups > 1 and channels < TENSOR_CORE_CHANNELS
         few = spec.groups == 1 and channels < TENSOR_CORE_CHANNELS
         share = 0.005 * channels if narrow else min(0.03 * channels, 0.85) if few else 0.85
+        if spec.direction is Direction.GRAD_WEIGHT and spec.precision is Precision.TF32:
+            share = min(share, _TF32_WEIGHT_SHARE * min(1, _filled(spec) / 110))
         rate = {
             Precision.FLOAT16: ceilings.fp16_TFLOPs,
             Precision.BFLOAT16: ceilings.bf16_TFLOPs,
@@ -45,6 +48,11 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
     share, algorithm = _cudnn_float32_share(spec)
     compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
     return max(traffic_ms, compute_ms), f"cuDNN, {algorithm}"
+
+
+def _filled(spec: ConvSpec) -> float:
+    """Channels and filters of a group, their geometric mean: what fills tiles of their product."""
+    return math.sqrt(spec.in_channels * spec.out_channels) / spec.groups
 
 
 def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
@@ -95,7 +103,10 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     if taps <= 9 and plain:
         small = 0.6 if max(spec.output_size) <= 8 else 1  # planes fill no whole tile of Winograd's
         shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
-        return shares[spec.direction] * small, "Winograd, FFT or implicit product"
+        share = shares[spec.direction] * small
+        if spec.direction is Direction.GRAD_WEIGHT:
+            share = max(min(share, 2.2 * (_filled(spec) / 128) ** 2), 0.45)
+        return share, "Winograd, FFT or implicit product"
     if taps <= 9:
         return 0.66, "implicit product, strided or dilated"
     filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels

@@ -133,7 +133,8 @@ def template_arguments(
     unfolds = str(configuration.unfolds).lower()
     numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
-    what = ", ".join((*first, *map(str, numbers)))
+    compensates = str(configuration.compensates).lower()
+    what = ", ".join((*first, *map(str, numbers), compensates))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

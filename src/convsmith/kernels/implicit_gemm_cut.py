@@ -48,6 +48,7 @@ class Configuration:
 
     Args:
         products: of 16-bit operands that make one.
+        compensates: the sums are long, and keep what adding to them loses.
         unfolds: each channel and tap is a channel of its own, and the only tap.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
@@ -67,6 +68,7 @@ class Configuration:
     """
 
     products: int
+    compensates: bool
     splits_filters: bool
     unfolds: bool
     shape: Halves

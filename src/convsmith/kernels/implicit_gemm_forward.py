@@ -36,6 +36,11 @@ class Forward:
     weight_strides: tuple[int, int, int, int, int]
     first_weight: int
 
+    @property
+    def terms(self) -> int:
+        """Of a sum."""
+        return self.channels * self.kernel[0] * self.kernel[1]
+
 
 def forward_of(spec: ConvSpec) -> Forward:
     """The forward convolution that computes ``spec``.

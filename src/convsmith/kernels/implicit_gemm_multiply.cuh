@@ -53,6 +53,9 @@ class Multiplier {
                 if (blocks == 0) break;
                 scale = next;
             }
+        } else if constexpr (!S::kCompensates) {
+#pragma unroll 1
+            for (; blocks > 0; --blocks) add_patch_in_parts(1 / next_scale());
         } else {
             // What the sums have still to be given is of a patch's scale. Where that changes, it is
             // let go; it can be so far from the next one that no number lies between.
@@ -60,7 +63,7 @@ class Multiplier {
             float scale = next_scale();
 #pragma unroll 1
             for (;;) {
-                add_patch_in_parts(products, scale);
+                add_patch_compensated(products, scale);
                 if (--blocks == 0) break;
                 const float next = next_scale();
                 const float kept = next == scale ? 1.0f : 0.0f;
@@ -138,10 +141,51 @@ class Multiplier {
     }
 
     // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
-    // of few terms and begin with the low parts' products, which are small. They are added to the
-    // sums with rounding, and the next ones begin with what that has lost: otherwise a long sum
-    // errs by a rounding for each.
-    __device__ __forceinline__ void add_patch_in_parts(float (&products)[kValues], float scale) {
+    // of a few taps, begin with the low parts' products, which are small, and are added to the sums
+    // with rounding.
+    __device__ __forceinline__ void add_patch_in_parts(float unscale) {
+        const int taps = S::padded_taps(problem_);
+#pragma unroll 1
+        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+            const std::uint64_t a = filters();
+#pragma unroll
+            for (int half = 0; half < S::kHalves; ++half) {
+                float products[kValues];
+                ptx::wgmma_fence();
+#pragma unroll
+                for (int is_high = 0; is_high < 2; ++is_high) {
+#pragma unroll
+                    for (int t = 0; t < S::kStageTaps; ++t) {
+                        const int shift = head_.tap_shifts[tap + t];
+#pragma unroll
+                        for (int step = 0; step < S::kSteps; ++step) {
+                            const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
+                            const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
+                            if (is_high == 1) {
+                                ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                            } else {
+                                const auto low = ptx::moved(high, filters_at(S::kSteps));
+                                const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
+                                ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
+                                ptx::wgmma<Operand, kHalf>(products, low, b, true);
+                            }
+                        }
+                    }
+                }
+                ptx::wgmma_commit_group();
+                ptx::wgmma_wait_group<0>();
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
+            }
+            release_weights(weight_.stage);
+            weight_.advance(static_cast<int>(problem_.weight_stages));
+        }
+        release_patch();
+    }
+
+    // The same of long sums. Products of fewer terms are added, and the next ones begin with what
+    // that has lost: otherwise a long sum errs by a rounding for each.
+    __device__ __forceinline__ void add_patch_compensated(float (&products)[kValues], float scale) {
         const int taps = S::padded_taps(problem_);
 #pragma unroll 1
         for (int tap = 0; tap < taps; tap += S::kStageTaps) {

@@ -64,7 +64,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kAhead_, int kStageTaps_>
+          int kAhead_, int kStageTaps_, bool kCompensates_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -86,9 +86,11 @@ struct Convolution {
     static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of kHalves halves each
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
-    // Multiplying threads keep the sums of two halves in registers, or where there are several
-    // products, those of one, and for each sum what it has still to be given.
-    static constexpr int kHalves = kProducts == 1 ? 2 : 1;
+    // Multiplying threads keep the sums of two halves in registers, and 64 products that are not
+    // added yet where there are several products; or, where they compensate, the sums of one half,
+    // and for each of them what it has still to be given.
+    static constexpr bool kCompensates = kCompensates_;
+    static constexpr int kHalves = kCompensates ? 1 : 2;
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kProducts == 1 ? 168 : 216;

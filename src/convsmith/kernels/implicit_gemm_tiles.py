@@ -7,7 +7,7 @@ import math
 from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, SINGLE_SHAPES, Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
-from convsmith.spec import ConvSpec, Precision
+from convsmith.spec import ConvSpec, Direction, Precision
 
 ROWS_OF_BLOCK = 64
 VECTOR = 8
@@ -21,17 +21,22 @@ MOST_TAPS = 512
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
+LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 1024}  # terms
+SMALL_PLANE = 32  # rows and columns
+MANY_CHANNELS = 128
 
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1
-    shapes = SHAPES if products == 1 else SINGLE_SHAPES
+    compensates = products == 3 and needs_compensation(forward, spec.direction)
+    shapes = SINGLE_SHAPES if compensates else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
         attempts = [
-            attempt(forward, products, multiprocessors, splits_filters, one) for one in shapes
+            attempt(forward, products, compensates, multiprocessors, splits_filters, one)
+            for one in shapes
         ]
         fitting = [one for one in attempts if one is not None]
         if fitting:
@@ -39,9 +44,23 @@ def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | Non
     return None
 
 
+def needs_compensation(forward: Forward, direction: Direction) -> bool:
+    """Whether sums of the float32 class err more than cuDNN's unless they are compensated.
+
+    They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
+    forwards of small planes, and in input gradients of many filters or with dilation.
+    """
+    if forward.terms < LONG_SUM[direction]:
+        return False
+    if direction is Direction.FORWARD:
+        return max(forward.out_size) <= SMALL_PLANE
+    return forward.channels >= MANY_CHANNELS or forward.dilation != (1, 1)
+
+
 def attempt(
     spec: Forward,
     products: int,
+    compensates: bool,
     multiprocessors: int,
     splits_filters: bool,
     shape: Halves,
@@ -102,6 +121,7 @@ def attempt(
         packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
         return Configuration(
             products=products,
+            compensates=compensates,
             splits_filters=splits_filters,
             unfolds=unfolds,
             shape=shape,

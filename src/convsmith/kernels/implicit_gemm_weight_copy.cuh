@@ -44,6 +44,26 @@ struct Slice {
 
     // Of one image: all lanes have pieces of every channel's row.
     __device__ __forceinline__ void copy_image(unsigned char* to, int lane) const {
+        if (of_channel % 16 != 0) {
+            copy_unlike_rows(to, lane);
+            return;
+        }
+        // All channels' rows lie alike, to 16 bytes.
+        const std::uintptr_t first = floor_of(begin), end = begin + bytes;
+#pragma unroll 1
+        for (std::uintptr_t from = first + lane * 16; from < end; from += 32 * 16) {
+            unsigned char* there = to + (from - first);
+            std::uintptr_t piece = from;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                copy_piece(there, piece, c < channels);
+                there += row_bytes;
+                piece += of_channel;
+            }
+        }
+    }
+
+    __device__ __forceinline__ void copy_unlike_rows(unsigned char* to, int lane) const {
 #pragma unroll 1
         for (int at = lane * 16; at < row_bytes; at += 32 * 16) {
             std::uintptr_t from = begin;

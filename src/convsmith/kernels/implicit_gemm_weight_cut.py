@@ -19,7 +19,9 @@ MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
 LOADING_WARPS = 4
 LOADED_BYTES = 48 * 1024  # on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
-BLOCK_BYTES = 227 * 1024
+# By the number of products: of three, some registers are kept in memory, which the first-level
+# cache holds in what shared memory leaves of it.
+BLOCK_BYTES = {1: 227 * 1024, 3: 188 * 1024}
 WEIGHT_HEAD_BYTES = 1152  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
@@ -224,7 +226,7 @@ def attempt_lines(
     for lines in range(MOST_LINES, 0, -1):
         rows = span + (lines - 1) * advance
         shared = fixed + lines * y_bytes + rows * x_bytes
-        left = min(BLOCK_BYTES - shared, LOADED_BYTES)
+        left = min(BLOCK_BYTES[geometry.products] - shared, LOADED_BYTES)
         loads = min(left // (LOADING_WARPS * slice_bytes), MOST_LOADS)
         if rows > MOST_ROWS or loads < 1 or line.pitch * geometry.stride[1] >= MOST_COLUMNS:
             continue

@@ -1,4 +1,4 @@
-"""How long the implicit_gemm family's weight gradient takes: what the planner weighs."""
+"""How long the implicit_gemm family's weight gradient takes, as fitted to an H100."""
 
 from __future__ import annotations
 
@@ -10,13 +10,14 @@ from convsmith.spec import ConvSpec
 
 # Microseconds of a multiprocessor, and rates per microsecond.
 CYCLES = 1700.0
-PRODUCT_CYCLES = {64: 32, 32: 24, 16: 20}  # of 64 filters, 16 pixels, by channels
-LOADED_VECTORS = {1: 1100.0, 3: 700.0}  # by the number of products
-LOADED_SLICES = 60.0  # beside their vectors, of each image
-LINE_US = 0.25
+PRODUCT_CYCLES = {64: 60, 32: 12, 16: 8}  # of 64 filters, 16 pixels, by channels
+LOADED_VECTORS = {1: 925.0, 3: 490.0}  # by the number of products
+STRIDED_SHARE = 0.75  # of that rate, where neighbours are no neighbours in memory
+LOADED_SLICES = 46.0  # beside their vectors, of each image
+LINE_US = 1.9
 WAITED_FOR = 1.5  # where a warp has nothing else on its way
-UNHIDDEN = 0.3  # of the shorter one of loading and multiplying
-WEIGHT_LAUNCHES_MS = 0.012
+UNHIDDEN = 0.45  # of the shorter one of loading and multiplying
+WEIGHT_LAUNCHES_MS = 0.017
 PARTIAL_SUMS_TBPS = 1.5
 SHARE_OF_COPY_RATE = 0.85
 
@@ -31,7 +32,8 @@ def line_us(configuration: WeightConfiguration) -> float:
     of_x = configuration.advance * channels * configuration.columns // 8
     vectors = filters * 8 * line.y_pixels + of_x * configuration.phases * line.x_pixels
     slices = filters * 8 + of_x
-    load = vectors / LOADED_VECTORS[products] + slices * line.segments / LOADED_SLICES
+    rate = LOADED_VECTORS[products] * (STRIDED_SHARE if configuration.phases > 1 else 1)
+    load = vectors / rate + slices * line.segments / LOADED_SLICES
     if configuration.loads == 1:
         load *= WAITED_FOR
     longest, other = max(multiply, load), min(multiply, load)
