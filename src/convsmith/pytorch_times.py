@@ -102,7 +102,7 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
         return 0.65, "a matrix product"
     if taps <= 9 and plain:
         small = 0.6 if max(spec.output_size) <= 8 else 1  # planes fill no whole tile of Winograd's
-        shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.65, Direction.GRAD_WEIGHT: 2.2}
+        shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.3, Direction.GRAD_WEIGHT: 2.2}
         share = shares[spec.direction] * small
         if spec.direction is Direction.GRAD_WEIGHT:
             share = max(min(share, 2.2 * (_filled(spec) / 128) ** 2), 0.45)
