@@ -142,7 +142,7 @@ def test_records_are_merged_without_a_gpu(
     output = tmp_path / "whole.json"
     options = ["--output", str(output), "--merge", *map(str, parts), "--steps"]
     assert gpu_record.main(options) == gpu_record.COMPLETE
-    assert len(json.loads(output.read_text())["rows"]) == 458
+    assert len(json.loads(output.read_text())["rows"]) == 726
     assert "complete and right" in capsys.readouterr().out
 
 
@@ -155,7 +155,7 @@ def test_an_incomplete_record_says_what_is_missing(
     assert gpu_record.main(options) == gpu_record.INCOMPLETE
     printed = capsys.readouterr().out
     assert "not measured" in printed
-    assert "and 328 things more" in printed
+    assert "and 596 things more" in printed
 
 
 def test_what_cannot_be_done_is_one_line(

@@ -68,14 +68,14 @@ def require_known(precisions: Sequence[Precision]) -> None:
 
 
 # What a complete record holds, in the order in which it is measured. Of `depthwise` float32 alone:
-# such narrow groups run on the float32 units in the TF32 class too. Of `dense` only forward passes.
+# such narrow groups run on the float32 units in the TF32 class too.
 RECORDED = (
     Selection("core"),
     Selection("depthwise", precisions=(Precision.FLOAT32,)),
-    Selection("dense", directions=(Direction.FORWARD,)),
+    Selection("dense"),
     Selection(
         "core",
-        layers=("kb82", "convnext_dw7"),
+        layers=("kb55", "kb63", "kb82", "convnext_dw7"),
         precisions=(Precision.FLOAT16, Precision.BFLOAT16),
     ),
 )
