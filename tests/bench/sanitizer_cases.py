@@ -103,6 +103,7 @@ CASES = (
     Case("dense, small planes", (5, 33, 7, 7), 20, (3, 3), padding=(1, 1)),
     Case("dense, strides", (2, 16, 20, 18), 12, (3, 3), (2, 2), (1, 1)),
     Case("dense, groups of eight", (1, 16, 9, 20), 24, (3, 3), groups=2),
+    Case("dense, long sums of an input gradient", (1, 9, 5, 12), 128, (3, 3), padding=(1, 1)),
     Case("dense 1x1", (2, 70, 9, 16), 40, (1, 1)),
     # One channel a group.
     Case("dw 3x3", (2, 5, 17, 33), 5, (3, 3), padding=(1, 1), groups=5),
