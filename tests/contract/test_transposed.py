@@ -212,11 +212,14 @@ def test_inf_and_nan_come_out_where_ieee_puts_them(backend, place, value, dtype)
 @backends("simulator", "cuda")
 @pytest.mark.parametrize("value", [float("inf"), float("nan")])
 def test_no_infinite_weight_is_lost(backend, value):
-    """More than PyTorch's elements may be NaN where such a weight meets a zero of the border."""
+    """More than the sum's elements may be NaN where such a weight meets a zero of the border.
+
+    cuDNN has more of those itself, so PyTorch computes it on the CPU.
+    """
     tensors = operands(backend.device)
     tensors[1].view(-1)[5] = value
-    ours = convsmith.conv_transpose2d(*tensors, stride=2)
-    theirs = F.conv_transpose2d(*tensors, stride=2)
+    ours = convsmith.conv_transpose2d(*tensors, stride=2).cpu()
+    theirs = F.conv_transpose2d(*(one.cpu() for one in tensors), stride=2)
     assert not ours[~theirs.isfinite()].isfinite().any()
     both = ours.isfinite() & theirs.isfinite()
     assert both.sum() >= 0.6 * both.numel()
