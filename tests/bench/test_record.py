@@ -101,6 +101,21 @@ def test_a_row_measured_again_replaces_the_earlier_one(record: Record) -> None:
     assert whole["rows"][0]["run"] == 1
 
 
+def test_what_both_went_on_from_counts_once_and_never_for_more_than_what_came_after(
+    record: Record,
+) -> None:
+    """Two workers that measure some rows of a record again, each into a copy of its own."""
+    workers = [copy.deepcopy(record), copy.deepcopy(record)]
+    for seed, worker in enumerate(workers, start=2):
+        worker["runs"].append({**record["runs"][0], "started": "2026-02-01", "seed": seed})
+        worker["rows"][seed].update(run=1, torch_ms=float(seed))
+    whole = merge_all([record, *workers])
+    assert whole is not None
+    assert [run["seed"] for run in whole["runs"]] == [1, 2, 3]
+    assert [(row["run"], row["torch_ms"]) for row in whole["rows"][2:4]] == [(1, 2.0), (2, 3.0)]
+    assert {row["run"] for row in whole["rows"][4:]} == {0}
+
+
 def test_merging_is_associative(record: Record) -> None:
     first, rest = split(record)
     second, third = copy.deepcopy(rest), copy.deepcopy(rest)

@@ -112,7 +112,8 @@ def enter(record: Record, row: Row) -> None:
 
 
 def merge(earlier: Record, later: Record) -> Record:
-    """One record of both; where both have a row or other evidence, the later one's counts.
+    """One record of both; where both have a row, the one of the run that was begun last counts,
+    and of other evidence the later record's.
 
     Raises:
         ConvSmithError: they are of different GPUs, software or kernels.
@@ -123,16 +124,25 @@ def merge(earlier: Record, later: Record) -> Record:
                 f"cannot merge records of different {name}: "
                 f"{earlier[name]} and {later[name]}; measure again, into another file"  # type: ignore[literal-required]
             )
-    first_run = len(earlier["runs"])
+    # Both may have gone on from the same record: its runs are not entered twice.
+    runs = list(earlier["runs"])
+    runs += [run for run in later["runs"] if run not in runs]
     rows = {key_of(row): row for row in earlier["rows"]}
     for row in later["rows"]:
-        moved = row.copy()
-        moved["run"] += first_run
-        rows[key_of(row)] = moved
+        known = rows.get(key_of(row))
+        if known is None or _begun(earlier, known) <= _begun(later, row):
+            moved = row.copy()
+            moved["run"] = runs.index(later["runs"][row["run"]])
+            rows[key_of(row)] = moved
     merged: Record = {**earlier, **later}
-    merged["runs"] = earlier["runs"] + later["runs"]
+    merged["runs"] = runs
     merged["rows"] = list(rows.values())
     return merged
+
+
+def _begun(record: Record, row: Row) -> str:
+    """When the run of a row was begun: ISO times order like their texts."""
+    return record["runs"][row["run"]]["started"]
 
 
 def merge_all(records: Iterable[Record]) -> Record | None:
