@@ -23,8 +23,8 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
     assert reason is None, reason
 
 
-# Where the record of the H100 says that an error is larger than PyTorch's. The next record has to do
-# without each of these.
+# Where the record of the H100 says that an error is larger than PyTorch's. The next record has to
+# do without each of these.
 #
 # - kb63's weight gradient of the TF32 class: 2.6 million pixels of one sign, of which the tensor
 #   cores add too many in a row, truncating.
