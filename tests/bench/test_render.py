@@ -73,11 +73,11 @@ def test_the_summary_counts_what_is_slower_and_names_the_worst(record: Record) -
     assert isinstance(output, StringIO)
     core, depthwise, dense = (" ".join(line.split()) for line in output.getvalue().splitlines()[1:])
     assert core == (
-        "core 185 2 (1 on PyTorch's kernel) kb50 forward float32 nhwc 0.70 "
+        "core 197 2 (1 on PyTorch's kernel) kb50 forward float32 nhwc 0.70 "
         "1 convnext_dw7 grad_weight bfloat16 0.50"
     )
     assert depthwise.startswith("depthwise 144 0 dw_b64_c64_112_k3_s2 forward float32 2.50 0 ")
-    assert dense.startswith("dense 128 0 c_b")
+    assert dense.startswith("dense 384 0 c_b")
 
 
 def test_the_summary_ends_what_is_shown(row: Row) -> None:

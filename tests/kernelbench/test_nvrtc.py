@@ -48,13 +48,17 @@ HEADERS = {
         struct conditional<false, First, Second> { using type = Second; };
         template <bool kFirst, typename First, typename Second>
         using conditional_t = typename conditional<kFirst, First, Second>::type;
+        template <typename Type, Type kValue>
+        struct integral_constant { static constexpr Type value = kValue; };
         template <typename First, typename Second>
         constexpr bool is_same_v = false;
         template <typename Type>
         constexpr bool is_same_v<Type, Type> = true;
         }
     """,
+    # And what nvcc has of GCC's.
     "cuda_runtime.h": """
+        #define __builtin_huge_valf() __int_as_float(0x7f800000)
         template <typename Kernel>
         cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int);
         cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
