@@ -193,8 +193,6 @@ def prefers_torch(
     groups: int,
 ) -> bool:
     """Whether PyTorch's own convolution runs in every direction that this call may come to need."""
-    if not takes(input.device.type):
-        return True
     geometry = (stride, padding, dilation, groups)
     directions = [Direction.FORWARD]
     if torch.is_grad_enabled():
@@ -215,8 +213,6 @@ def prefers_torch_transposed(
     groups: int,
 ) -> bool:
     """``prefers_torch`` for a call that computes an input gradient: a transposed convolution."""
-    if not takes(grad_output.device.type):
-        return True
     geometry = (stride, padding, dilation, groups)
     directions = [Direction.GRAD_INPUT]
     if torch.is_grad_enabled():
