@@ -50,6 +50,14 @@ def assert_close(ours: Sequence[Tensor], theirs: Sequence[Tensor]) -> None:
         torch.testing.assert_close(our, their, equal_nan=True)
 
 
+def result_or_words(function: Callable[..., Any], *arguments: Any, **options: Any) -> Any:
+    """What a call returns, or the words of the RuntimeError it raises."""
+    try:
+        return function(*arguments, **options)
+    except RuntimeError as error:
+        return str(error)
+
+
 def is_channels_last(tensor: Tensor) -> bool:
     """PyTorch's own reading of a layout."""
     return strides_like_channels_last(tuple(tensor.shape), tensor.stride())

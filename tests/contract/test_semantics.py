@@ -8,7 +8,13 @@ import warnings
 import pytest
 import torch
 import torch.nn.functional as F
-from comparison import assert_close, is_channels_last, references, results_and_gradients
+from comparison import (
+    assert_close,
+    is_channels_last,
+    references,
+    result_or_words,
+    results_and_gradients,
+)
 from running import Backend, backends
 from torch import Tensor, nn
 
@@ -81,13 +87,11 @@ def test_integers_that_are_not_int_are_pytorchs(backend):
     """A zero-dimensional tensor counts as an int there; ours asks no more than it has to."""
     x, w, b = operands(backend.device)
 
-    def outcome(function):
-        try:
-            return function(x, w, b, torch.tensor(2))
-        except RuntimeError as error:  # Not every version of PyTorch takes one.
-            return str(error)
-
-    ours, theirs = outcome(convsmith.conv2d), outcome(F.conv2d)
+    # Not every version of PyTorch takes one.
+    theirs, ours = (
+        result_or_words(function, x, w, b, torch.tensor(2))
+        for function in (F.conv2d, convsmith.conv2d)
+    )
     assert ours == theirs if isinstance(theirs, str) else torch.equal(ours, theirs)
 
 
@@ -131,13 +135,10 @@ def test_empty(backend, shape, weight_shape, options):
     """Empty batches are ordinary; no channels give no channels, whatever the weight says."""
     tensors = operands(backend.device, shape, weight_shape)
 
-    def outcome(function):
-        try:
-            return results_and_gradients(function, tensors, **options)
-        except RuntimeError as error:
-            return str(error)
-
-    theirs, ours = outcome(F.conv2d), outcome(convsmith.conv2d)
+    theirs, ours = (
+        result_or_words(results_and_gradients, function, tensors, **options)
+        for function in (F.conv2d, convsmith.conv2d)
+    )
     if isinstance(theirs, str):
         assert ours == theirs
     else:
@@ -276,13 +277,7 @@ def test_zeros_of_the_padding_meet_no_infinite_weight(backend):
 def test_dtypes_of_pytorch_alone(backend, dtype):
     x, w = (torch.randint(0, 5, shape).to(dtype) for shape in ((2, 4, 7, 6), (6, 4, 3, 2)))
 
-    def outcome(function):
-        try:
-            return function(x, w)
-        except RuntimeError as error:
-            return str(error)
-
-    theirs, ours = outcome(F.conv2d), outcome(convsmith.conv2d)
+    theirs, ours = result_or_words(F.conv2d, x, w), result_or_words(convsmith.conv2d, x, w)
     assert ours == theirs if isinstance(theirs, str) else torch.equal(ours, theirs)
 
 

@@ -12,6 +12,7 @@ from comparison import (
     assert_close,
     is_channels_last,
     references,
+    result_or_words,
     results_and_gradients,
     upstream_of,
 )
@@ -106,13 +107,10 @@ def test_groups_and_kernels(backend, groups, multiplier, kernel):
 def test_empty(backend, shape, weight_shape):
     tensors = operands(backend.device, shape, weight_shape)
 
-    def outcome(function):
-        try:
-            return results_and_gradients(function, tensors, stride=2)
-        except RuntimeError as error:
-            return str(error)
-
-    theirs, ours = outcome(F.conv_transpose2d), outcome(convsmith.conv_transpose2d)
+    theirs, ours = (
+        result_or_words(results_and_gradients, function, tensors, stride=2)
+        for function in (F.conv_transpose2d, convsmith.conv_transpose2d)
+    )
     if isinstance(theirs, str):
         assert ours == theirs
     else:
@@ -124,13 +122,8 @@ def test_empty(backend, shape, weight_shape):
 def test_dtypes_of_pytorch_alone(backend, dtype):
     x, w = (torch.randint(0, 5, shape).to(dtype) for shape in ((2, 4, 5, 6), (4, 3, 3, 2)))
 
-    def outcome(function):
-        try:
-            return function(x, w, stride=2)
-        except RuntimeError as error:
-            return str(error)
-
-    theirs, ours = outcome(F.conv_transpose2d), outcome(convsmith.conv_transpose2d)
+    theirs = result_or_words(F.conv_transpose2d, x, w, stride=2)
+    ours = result_or_words(convsmith.conv_transpose2d, x, w, stride=2)
     assert ours == theirs if isinstance(theirs, str) else torch.equal(ours, theirs)
 
 

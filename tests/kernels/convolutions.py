@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from hypothesis import strategies as st
@@ -128,6 +128,30 @@ def in_layout(x: Tensor, layout: str) -> Tensor:
     if layout == "expanded":
         return x[:1].expand_as(x)
     return x
+
+
+@st.composite
+def dense_cases(draw: st.DrawFn, images: int, channels: tuple[int, int]) -> Case:
+    """Up to ``images`` and 140 filters, of ``channels``, the fewest and the most: dense layers."""
+    kernel_size, dilation = draw(pairs(1, 5)), draw(pairs(1, 3))
+    more = draw(pairs(0, 9))
+    return replace(
+        PLAIN,
+        batch=draw(st.integers(1, images)),
+        groups=draw(st.integers(1, 2)),
+        group_channels=draw(st.integers(*channels)),
+        group_filters=draw(st.integers(1, 140)),
+        size=(
+            dilation[0] * (kernel_size[0] - 1) + 1 + more[0],
+            dilation[1] * (kernel_size[1] - 1) + 1 + more[1],
+        ),
+        kernel_size=kernel_size,
+        stride=draw(pairs(1, 4)),
+        padding=draw(pairs(0, 4)),
+        dilation=dilation,
+        has_bias=draw(st.booleans()),
+        seed=draw(st.integers(0, 9)),
+    )
 
 
 @st.composite

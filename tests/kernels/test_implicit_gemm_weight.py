@@ -7,9 +7,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import PLAIN, Case, on_poisoned_memory
+from convolutions import PLAIN, Case, dense_cases, on_poisoned_memory
 from hypothesis import HealthCheck, given, settings
-from hypothesis import strategies as st
 from torch import Tensor
 
 import convsmith
@@ -175,28 +174,8 @@ def test_rows_that_are_not_contiguous_are_refused() -> None:
 
 
 @settings(max_examples=15, suppress_health_check=[HealthCheck.too_slow])
-@given(data=st.data())
-def test_any_layer(data: st.DataObject) -> None:
-    def pair(most: int, least: int = 1) -> tuple[int, int]:
-        return data.draw(st.tuples(st.integers(least, most), st.integers(least, most)))
-
-    kernel_size, dilation = pair(5), pair(3)
-    least = [step * (taps - 1) + 1 for step, taps in zip(dilation, kernel_size, strict=True)]
-    more = pair(9, 0)
-    case = replace(
-        PLAIN,
-        batch=data.draw(st.integers(1, 6)),
-        groups=data.draw(st.integers(1, 2)),
-        group_channels=data.draw(st.integers(8, 80)),
-        group_filters=data.draw(st.integers(1, 140)),
-        size=(least[0] + more[0], least[1] + more[1]),
-        kernel_size=kernel_size,
-        stride=pair(4),
-        padding=pair(4, 0),
-        dilation=dilation,
-        has_bias=data.draw(st.booleans()),
-        seed=data.draw(st.integers(0, 9)),
-    )
+@given(case=dense_cases(images=6, channels=(8, 80)))
+def test_any_layer(case: Case) -> None:
     if implicit_gemm.obstacle(case.specs()[Direction.GRAD_WEIGHT]) is not None:
         return
     with convsmith.use_kernel("implicit_gemm"), convsmith.simulator():
