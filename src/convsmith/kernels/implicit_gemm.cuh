@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         ptx::fence_mbarrier_init();
     }
     for (int tap = thread; tap < S::padded_taps(problem); tap += S::kThreads) {
-        const int columns = static_cast<int>(problem.kernel_size[1]);
+        const int columns = S::tap_columns(problem);
         int place[2], phase[2];
 #pragma unroll
         for (int axis = 0; axis < 2; ++axis) {
@@ -69,15 +69,11 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if constexpr (S::kUnfolds) {
         const int runs = S::runs(problem);
         for (int i = thread; i < S::channels(problem) / kVector; i += S::kThreads) {
-            const auto rows = static_cast<int>(problem.kernel_size[0]);
             const int first = i % runs * kVector;
-            const int h = i / runs % rows * static_cast<int>(problem.dilation[0]);
-            const int w = first * static_cast<int>(problem.dilation[1]);
-            head.steps[i] = h << 16 | w;
+            head.steps[i] = first * static_cast<int>(problem.dilation[1]);
             head.counts[i] = min(static_cast<int>(problem.kernel_size[1]) - first, kVector);
-            head.offsets[i] = i / runs / rows * static_cast<int>(problem.in_strides[1]) +
-                              h * static_cast<int>(problem.in_strides[2]) +
-                              w * static_cast<int>(problem.in_strides[3]);
+            head.offsets[i] = i / runs * static_cast<int>(problem.in_strides[1]) +
+                              head.steps[i] * static_cast<int>(problem.in_strides[3]);
         }
     }
     __syncthreads();

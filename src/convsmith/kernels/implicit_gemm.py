@@ -55,7 +55,7 @@ def obstacle(spec: ConvSpec) -> str | None:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     taps = math.prod(spec.weight_shape[2:])
     if group_channels < LEAST_GROUP_CHANNELS:
-        taps = unfolded_channels(forward_of(spec)) // VECTOR
+        taps = max(spec.weight_shape[2], unfolded_channels(forward_of(spec)) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
     tiling = configure_tiles(spec, 1)

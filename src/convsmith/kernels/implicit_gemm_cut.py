@@ -49,7 +49,7 @@ class Configuration:
     Args:
         products: of 16-bit operands that make one.
         compensates: the sums are long, and keep what adding to them loses.
-        unfolds: each channel and tap is a channel of its own, and the only tap.
+        unfolds: each channel and column of the filter is a channel of its own.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.

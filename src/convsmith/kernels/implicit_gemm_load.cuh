@@ -41,11 +41,8 @@ class PatchLoader {
         const int across = static_cast<int>(problem_.phases[1]);
         for (int pixel = thread; pixel < pixels_; pixel += kThreads) {
             const int phase = pixel / (rows * pitch);
-            int row = pixel / pitch % rows, column = pixel % pitch;
-            if constexpr (!S::kUnfolds) {
-                row = step_to(row, phase / across, 0);
-                column = step_to(column, phase % across, 1);
-            }
+            const int row = step_to(pixel / pitch % rows, phase / across, 0);
+            const int column = step_to(pixel % pitch, phase % across, 1);
             steps_[pixel] = row << 16 | column;
         }
     }
@@ -92,31 +89,27 @@ class PatchLoader {
         return {image, row - image * tall, column - static_cast<int>(problem_.padding[1]), plane};
     }
 
-    // Where a pixel lies from the corner's plane, or kNone; and its row and column in the image, in
-    // 16 bits each.
+    // Where a pixel lies from the corner's plane, or kNone; and its column in the image.
     struct Pixel {
-        int place, corner;
+        int place, column;
     };
 
     __device__ __forceinline__ Pixel pixel_of(const Corner& corner, int pixel) const {
         const int step = steps_[pixel];
-        const int stride_h = S::kUnfolds ? static_cast<int>(problem_.stride[0]) : 1;
-        const int stride_w = S::kUnfolds ? static_cast<int>(problem_.stride[1]) : 1;
         const int tall = static_cast<int>(problem_.tall_height);
-        int h = corner.row + (step >> 16) * stride_h, image = 0;
+        int h = corner.row + (step >> 16), image = 0;
         while (h >= tall) {
             h -= tall;
             ++image;
         }
         h -= static_cast<int>(problem_.padding[0]);
-        const int w = corner.column + (step & 0xffff) * stride_w;
-        bool exists = corner.image + image < static_cast<int>(problem_.images);
-        if constexpr (!S::kUnfolds) exists = exists && is_within(h, 0) && is_within(w, 1);
+        const int w = corner.column + (step & 0xffff);
+        bool exists = corner.image + image < static_cast<int>(problem_.images) && is_within(h, 0);
+        if constexpr (!S::kUnfolds) exists = exists && is_within(w, 1);
         const int place = image * static_cast<int>(problem_.in_strides[0]) +
                           h * static_cast<int>(problem_.in_strides[2]) +
                           w * static_cast<int>(problem_.in_strides[3]);
-        return {exists ? place : kNone,
-                static_cast<int>(static_cast<unsigned>(h) << 16 | (w & 0xffffu))};
+        return {exists ? place : kNone, w};
     }
 
     __device__ __forceinline__ bool is_within(int place, int axis) const {
@@ -134,10 +127,8 @@ class PatchLoader {
         if constexpr (S::kUnfolds) {
             const bool is_run = exists && (kAllExist || channel < S::channels(problem_));
             const int run = is_run ? channel / kVector : 0;
-            const int step = head_.steps[run];
-            const int h = (pixel.corner >> 16) + (step >> 16);
-            const int count = is_run && is_within(h, 0) ? head_.counts[run] : 0;
-            int w = static_cast<std::int16_t>(pixel.corner & 0xffff) + (step & 0xffff);
+            const int count = is_run ? head_.counts[run] : 0;
+            int w = pixel.column + head_.steps[run];
             from += head_.offsets[run];
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
@@ -154,11 +145,11 @@ class PatchLoader {
         }
     }
 
-    // Where the places of the pixels of the tile that is copied are; and their corners.
+    // Where the places of the pixels of the tile that is copied are; and their columns.
     __device__ __forceinline__ int* places() const {
         return steps_ + (1 + next_table_ * (Shared<S>::kTables / 2)) * S::padded_pixels(problem_);
     }
-    __device__ __forceinline__ int* corners() const {
+    __device__ __forceinline__ int* columns() const {
         return places() + S::padded_pixels(problem_);
     }
 
@@ -172,7 +163,7 @@ class PatchLoader {
         for (int i = thread_; i < pixels_; i += kThreads) {
             const Pixel pixel = pixel_of(corner, i);
             places()[i] = pixel.place;
-            if constexpr (S::kUnfolds) corners()[i] = pixel.corner;
+            if constexpr (S::kUnfolds) columns()[i] = pixel.column;
         }
         ptx::bar_sync(kLoadersBarrier, kThreads);
         plane_ = corner.plane;
@@ -231,7 +222,7 @@ class PatchLoader {
         for (int i = 0; i < S::kAtOnce; ++i) {
             const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
             Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
-            if constexpr (S::kUnfolds) pixel.corner = corners()[next_pixel_];
+            if constexpr (S::kUnfolds) pixel.column = columns()[next_pixel_];
             visit_channels<kAllExist>(
                 next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
                     if constexpr (sizeof(T) == 4) {
@@ -392,7 +383,7 @@ class PatchLoader {
     float scale_ = 1024;  // suits the most usual magnitudes
     Ring patch_;
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
-    // of places follow, and corners.
+    // of places follow, and columns.
     int* steps_;
     T* ring_;        // every kThreads-th value from here on is this thread's
     int groups_;     // of a patch

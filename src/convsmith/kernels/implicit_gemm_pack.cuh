@@ -66,8 +66,8 @@ __global__ void __launch_bounds__(kPackThreads)
             const int run = channel / kVector, runs = S::runs(problem);
             const int column = run % runs * kVector + channel % kVector;
             if (column >= s) return 0.0f;
-            tap = run / runs % static_cast<int>(problem.kernel_size[0]) * s + column;
-            channel = run / runs / static_cast<int>(problem.kernel_size[0]);
+            tap = tap * s + column;
+            channel = run / runs;
         }
         return static_cast<float>(Element<typename S::Value>::widen(
             from[channel * strides[2] + tap / s * strides[3] + tap % s * strides[4]]));

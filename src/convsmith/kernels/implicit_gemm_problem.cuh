@@ -7,9 +7,9 @@
 //
 // A patch holds what the taps of a tile of outputs meet, split by phases of the stride: then a tap
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
-// is unfolded: it holds each product's element of x, as if each channel and tap were a channel of
-// its own and the only tap. A vector of kVector such channels is a run of a filter row's taps; the
-// row's last one is filled up with zeros.
+// is unfolded: each channel and column of the filter is a channel of its own, and a tap is a row of
+// the filter. A vector of kVector such channels is a run of columns; the last one of a row is
+// filled up with zeros.
 #pragma once
 
 #include <type_traits>
@@ -118,21 +118,23 @@ struct Convolution {
     static __host__ __device__ int patch_bytes(const Problem& problem) {
         return kParts * kBlockChannels * 2 * patch_pixels(problem);
     }
-    // Unfolded: runs of a filter row's taps.
+    // Unfolded: vectors that a channel's columns of the filter fill.
     static __host__ __device__ int runs(const Problem& problem) {
         return (static_cast<int>(problem.kernel_size[1]) + kVector - 1) / kVector;
     }
     // Channels of a group, unfolded where they are.
     static __host__ __device__ int channels(const Problem& problem) {
         const auto channels = static_cast<int>(problem.channels);
-        const auto rows = static_cast<int>(problem.kernel_size[0]);
-        return kUnfolds ? channels * rows * runs(problem) * kVector : channels;
+        return kUnfolds ? channels * runs(problem) * kVector : channels;
     }
     static __host__ __device__ int channel_blocks(const Problem& problem) {
         return (channels(problem) + kBlockChannels - 1) / kBlockChannels;
     }
+    static __host__ __device__ int tap_columns(const Problem& problem) {
+        return kUnfolds ? 1 : static_cast<int>(problem.kernel_size[1]);
+    }
     static __host__ __device__ int taps(const Problem& problem) {
-        return kUnfolds ? 1 : static_cast<int>(problem.kernel_size[0] * problem.kernel_size[1]);
+        return static_cast<int>(problem.kernel_size[0]) * tap_columns(problem);
     }
     // With those of weight zero that fill the last stage.
     static __host__ __device__ int padded_taps(const Problem& problem) {
@@ -208,8 +210,8 @@ struct Shared {
         float scales[kMostStages];  // of the patches
         unsigned largest[2][8];     // of each loading warp's values
         int tap_shifts[kMostTaps];  // of the patch, in pixels
-        // Of each run, where they are unfolded: where its first tap's element lies from a pixel,
-        // that tap's row and column, in 16 bits each, and how many taps there are.
+        // Of each run, where they are unfolded: where its first column's element lies from a pixel,
+        // that column, and how many columns there are.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
         int counts[S::kUnfolds ? kMostTaps : 1];
     };

@@ -18,6 +18,8 @@ LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
+MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
+MOST_PATCH_COLUMNS = 2**16
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
@@ -66,28 +68,25 @@ def attempt(
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
-    kernel = spec.kernel
     parts = 2 if products == 3 else 1
     tile = (shape.rows * (1 if splits_filters else 2), shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
     channels = unfolded_channels(spec) if unfolds else spec.channels
-    taps = 1 if unfolds else math.prod(kernel)
+    kernel = (spec.kernel[0], 1) if unfolds else spec.kernel
+    taps = math.prod(kernel)
     stride = spec.stride[0]
     phases, reach = [1, 1], [0, 0]
-    if not unfolds:
-        for axis, (one, step, dilation) in enumerate(
-            zip(kernel, spec.stride, spec.dilation, strict=True)
-        ):
-            phases[axis] = met = min(one, step // math.gcd(step, dilation))
-            reach[axis] = max(
-                (r * dilation - (r % met) * dilation % step) // step for r in range(one)
-            )
+    for axis, (one, step, dilation) in enumerate(
+        zip(kernel, spec.stride, spec.dilation, strict=True)
+    ):
+        phases[axis] = met = min(one, step // math.gcd(step, dilation))
+        reach[axis] = max((r * dilation - (r % met) * dilation % step) // step for r in range(one))
     patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
+    if patch_rows * stride >= MOST_PATCH_ROWS or pitch * spec.stride[1] >= MOST_PATCH_COLUMNS:
+        return None
     pixels = math.prod(phases) * patch_rows * pitch
     needed = (spec.out_size[0] - 1) * stride + (kernel[0] - 1) * spec.dilation[0] + 1
     tall_height = -(-needed // stride) * stride
-    if unfolds:
-        tall_height = spec.out_size[0] * stride
     rings = 2 if splits_filters else 1
     block_filters = ROWS_OF_BLOCK * rings
     filter_blocks = -(-spec.filters // block_filters)
@@ -97,7 +96,7 @@ def attempt(
     at_once = 1 if itemsize == 4 and not unfolds else 2
     group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
     tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
-    for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
+    for block_channels, patch_stages, weight_stages in rings_to_try(channels, unfolds or taps == 1):
         channel_blocks = -(-channels // block_channels)
         stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
         all_stages = channel_blocks * padded_taps // stage_taps
@@ -149,18 +148,17 @@ def attempt(
 
 
 def unfolded_channels(spec: Forward) -> int:
-    """Channels of each tap, where there are few: a filter row's taps fill whole vectors."""
-    rows, columns = spec.kernel
-    return spec.channels * rows * -(-columns // VECTOR) * VECTOR
+    """Where there are few: each with each of the filter's columns, which fill whole vectors."""
+    return spec.channels * -(-spec.kernel[1] // VECTOR) * VECTOR
 
 
-def rings_to_try(channels: int, taps: int) -> list[tuple[int, int, int]]:
+def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]:
     """(channels of a patch, patches, stages of weights; 0 for all), the best first.
 
-    Of a single tap, several instructions' channels make a patch, so that it is worth a barrier.
+    Of few taps, several instructions' channels make a patch, so that it is worth a barrier.
     """
     whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
-    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if taps == 1 else [16]
+    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if of_few_taps else [16]
     return [
         (block, patches, weights)
         for choice in ((4, 3), (2,), (1,))
