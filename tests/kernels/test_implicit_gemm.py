@@ -31,6 +31,19 @@ CASES = {
     "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
     "three-channels": replace(ORDINARY, group_channels=3, kernel_size=(7, 7), stride=(2, 2)),
     "three-channels-dilated": replace(ORDINARY, group_channels=3, dilation=(2, 3), size=(12, 20)),
+    "three-channels-small-planes": replace(
+        ORDINARY, batch=40, group_channels=3, size=(9, 11), kernel_size=(5, 3), stride=(3, 1)
+    ),
+    "three-channels-many-filters": replace(
+        ORDINARY,
+        batch=2,
+        group_channels=3,
+        group_filters=90,
+        size=(23, 31),
+        kernel_size=(11, 11),
+        stride=(4, 4),
+        padding=(2, 2),
+    ),
     "one-channel": replace(ORDINARY, group_channels=1, padding=(3, 0)),
     "1x1-many-channels": replace(
         ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), group_filters=70

@@ -64,7 +64,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             tap >= S::taps(problem)
                 ? 0
                 : (phase[0] * static_cast<int>(problem.phases[1]) + phase[1]) * of_phase +
-                      place[0] * static_cast<int>(problem.pitch) + place[1];
+                      place[0] * static_cast<int>(problem.row_pixels) + place[1];
     }
     if constexpr (S::kUnfolds) {
         const int runs = S::runs(problem);

@@ -16,11 +16,13 @@ class Halves:
     Args:
         columns: of a half: 8, and 16 rows; or 128, and one row.
         down, right: from the first half to the second; 0 where there is none.
+        is_flat: a row of the output goes on in the next one, and a tile with it.
     """
 
     columns: int
     down: int
     right: int
+    is_flat: bool = False
 
     @property
     def rows(self) -> int:
@@ -39,7 +41,9 @@ class Halves:
 
 
 SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+FLAT_SHAPES = (*SHAPES, Halves(128, 0, 128, is_flat=True))  # for patches of no columns' reach
 SINGLE_SHAPES = (Halves(128, 0, 0), Halves(8, 0, 0))
+FLAT_SINGLE_SHAPES = (*SINGLE_SHAPES, Halves(128, 0, 0, is_flat=True))
 
 
 @dataclass(frozen=True)
@@ -54,7 +58,10 @@ class Configuration:
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
         phases: of the stride, that taps meet.
+        tile: of outputs.
+        group_shift: from one warpgroup's pixels to the other's.
         patch_rows, pitch: of each phase of a patch, in pixels.
+        row_pixels: from a row of taps to the next one of its phase.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
         ahead: groups of vectors that a loading thread has on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
@@ -74,8 +81,11 @@ class Configuration:
     shape: Halves
     tall_height: int
     phases: Pair
+    tile: Pair
+    group_shift: Pair
     patch_rows: int
     pitch: int
+    row_pixels: int
     channel_blocks: int
     block_channels: int
     ahead: int

@@ -42,7 +42,8 @@ class PatchLoader {
         for (int pixel = thread; pixel < pixels_; pixel += kThreads) {
             const int phase = pixel / (rows * pitch);
             const int row = step_to(pixel / pitch % rows, phase / across, 0);
-            const int column = step_to(pixel % pitch, phase % across, 1);
+            const int column =
+                is_flat() ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
             steps_[pixel] = row << 16 | column;
         }
     }
@@ -65,6 +66,10 @@ class PatchLoader {
   private:
     static constexpr int kNone = INT_MIN;  // the place of what is padding
 
+    __device__ __forceinline__ bool is_flat() const {
+        return S::kUnfolds && problem_.flat_columns != 0;
+    }
+
     // The input row (or column) of a pixel of a phase, from the first one of the patch.
     __device__ __forceinline__ int step_to(int index, int phase, int axis) const {
         const auto stride = static_cast<int>(problem_.stride[axis]);
@@ -72,21 +77,25 @@ class PatchLoader {
     }
 
     // Where a tile's patches begin: the image that its first row is of, that row, in the padded
-    // image, and the first column. All a tile meets is within offsets of 32 bits from that image's
-    // first channel, at `plane`.
+    // image, and the first column; of a flat one, the output's column. All a tile meets is within
+    // offsets of 32 bits from that image's first channel, at `plane`.
     struct Corner {
         int image, row, column;
         const T* plane;
     };
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile) const {
-        const int row = tile.row * static_cast<int>(problem_.stride[0]);
+        const int flat_row = is_flat() ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
+        const int row = (tile.row + flat_row) * static_cast<int>(problem_.stride[0]);
         const int tall = static_cast<int>(problem_.tall_height);
         const int image = row / tall;
-        const int column = tile.column * static_cast<int>(problem_.stride[1]);
+        const int column =
+            is_flat() ? tile.column % static_cast<int>(problem_.flat_columns)
+                      : tile.column * static_cast<int>(problem_.stride[1]) -
+                            static_cast<int>(problem_.padding[1]);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
-        return {image, row - image * tall, column - static_cast<int>(problem_.padding[1]), plane};
+        return {image, row - image * tall, column, plane};
     }
 
     // Where a pixel lies from the corner's plane, or kNone; and its column in the image.
@@ -97,13 +106,18 @@ class PatchLoader {
     __device__ __forceinline__ Pixel pixel_of(const Corner& corner, int pixel) const {
         const int step = steps_[pixel];
         const int tall = static_cast<int>(problem_.tall_height);
-        int h = corner.row + (step >> 16), image = 0;
+        int h = corner.row + (step >> 16), w = corner.column + (step & 0xffff), image = 0;
+        if (is_flat()) {
+            const auto columns = static_cast<int>(problem_.flat_columns);
+            h += w / columns * static_cast<int>(problem_.stride[0]);
+            w = w % columns * static_cast<int>(problem_.stride[1]) -
+                static_cast<int>(problem_.padding[1]);
+        }
         while (h >= tall) {
             h -= tall;
             ++image;
         }
         h -= static_cast<int>(problem_.padding[0]);
-        const int w = corner.column + (step & 0xffff);
         bool exists = corner.image + image < static_cast<int>(problem_.images) && is_within(h, 0);
         if constexpr (!S::kUnfolds) exists = exists && is_within(w, 1);
         const int place = image * static_cast<int>(problem_.in_strides[0]) +

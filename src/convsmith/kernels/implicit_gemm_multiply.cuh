@@ -24,8 +24,10 @@ class Multiplier {
         const int pitch = static_cast<int>(problem.pitch);
         half_shift_ =
             static_cast<int>(problem.half_down) * pitch + static_cast<int>(problem.half_right);
-        first_pixel_ =
-            S::kSplitsFilters ? 0 : warpgroup * static_cast<int>(problem.group_rows) * pitch;
+        first_pixel_ = S::kSplitsFilters
+                           ? 0
+                           : warpgroup * (static_cast<int>(problem.group_down) * pitch +
+                                          static_cast<int>(problem.group_right));
         group_bytes_ = 16 * (problem.half_columns == 8 ? pitch : 8);
     }
 

@@ -5,6 +5,8 @@
 //
 //   tall input row = stride * tall output row + dilation * r,   tall rows of an image: tall_height
 //
+// A flat tile is a run of this tall image's pixels, row after row.
+//
 // A patch holds what the taps of a tile of outputs meet, split by phases of the stride: then a tap
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
 // is unfolded: each channel and column of the filter is a channel of its own, and a tap is a row of
@@ -36,10 +38,13 @@ struct Problem {
     std::int64_t first_weight;       // where the first tap of the first one is
     std::int64_t tall_height;        // input rows of an image, padded; a multiple of the stride
     std::int64_t half_columns;       // of a half: 8, and 16 rows; or kHalf, and one row
-    std::int64_t half_down, half_right;  // from the first half of a tile to the second, or 0
-    std::int64_t group_rows;             // of all halves together
+    std::int64_t half_down, half_right;    // from the first half of a tile to the second, or 0
+    std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
+    std::int64_t tile_size[2];             // of all of them together
+    std::int64_t flat_columns;             // of the output, if a row goes on in the next one, or 0
     std::int64_t phases[2];              // of the stride that taps meet
     std::int64_t patch_rows, pitch;      // of a phase, in pixels
+    std::int64_t row_pixels;             // from a row of taps to the next in a phase
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -83,7 +88,6 @@ struct Convolution {
     static constexpr int kAhead = kAhead_;
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
-    static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of kHalves halves each
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of two halves in registers, and 64 products that are not
@@ -102,12 +106,6 @@ struct Convolution {
     static constexpr int kTapBytes = kParts * kBlockChannels * kRowsOfBlock * 2;
     static constexpr int kStageBytes = kStageTaps * kTapBytes;
 
-    static __host__ __device__ constexpr int tile_rows(const Problem& problem) {
-        return kPixelGroups * static_cast<int>(problem.group_rows);
-    }
-    static __host__ __device__ constexpr int tile_columns(const Problem& problem) {
-        return static_cast<int>(problem.half_columns + problem.half_right);
-    }
     static __host__ __device__ int patch_pixels(const Problem& problem) {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);
@@ -164,8 +162,9 @@ class TileWalk {
     }
 
     __device__ __forceinline__ Tile tile() const {
-        return {at_[kGroup], at_[kFilters] * S::kFilters, at_[kDown] * S::tile_rows(problem_),
-                at_[kAcross] * S::tile_columns(problem_)};
+        return {at_[kGroup], at_[kFilters] * S::kFilters,
+                at_[kDown] * static_cast<int>(problem_.tile_size[0]),
+                at_[kAcross] * static_cast<int>(problem_.tile_size[1])};
     }
 
     __device__ __forceinline__ void advance() {

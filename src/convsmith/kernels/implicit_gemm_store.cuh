@@ -115,6 +115,10 @@ class Store {
                 factors_[eight] * from[1] + biases_[eight]};
     }
 
+    __device__ __forceinline__ bool is_flat() const {
+        return S::kUnfolds && problem_.flat_columns != 0;
+    }
+
     // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
     static constexpr int kNone = INT_MIN;
 
@@ -125,21 +129,31 @@ class Store {
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile, int half) const {
         const int group = S::kSplitsFilters ? 0 : warpgroup_;
-        const int row = tile.row + group * static_cast<int>(problem_.group_rows) +
-                        half * static_cast<int>(problem_.half_down);
+        int row = tile.row + group * static_cast<int>(problem_.group_down) +
+                  half * static_cast<int>(problem_.half_down);
+        int column = tile.column + group * static_cast<int>(problem_.group_right) +
+                     half * static_cast<int>(problem_.half_right);
+        if (is_flat()) {
+            const auto columns = static_cast<int>(problem_.flat_columns);
+            row = column / columns;
+            column %= columns;
+        }
         const int image = row / tall_out_;
-        return {row - image * tall_out_, tile.column + half * static_cast<int>(problem_.half_right),
-                image};
+        return {row - image * tall_out_, column, image};
     }
 
     __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
         const bool is_narrow = problem_.half_columns == 8;
         int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;
+        int q = corner.column + (is_narrow ? pixel % 8 : pixel);
+        if (is_flat()) {
+            p += q / static_cast<int>(problem_.flat_columns);
+            q %= static_cast<int>(problem_.flat_columns);
+        }
         while (p >= tall_out_) {
             p -= tall_out_;
             ++image;
         }
-        const int q = corner.column + (is_narrow ? pixel % 8 : pixel);
         const bool exists = corner.first_image + image < static_cast<int>(problem_.images) &&
                             p < static_cast<int>(problem_.out_size[0]) &&
                             q < static_cast<int>(problem_.out_size[1]);
@@ -194,19 +208,35 @@ class Store {
                                                  Element<T>::narrow(values.values[1])};
     }
 
-    // A half is a run of neighbours: but for its ends it is stored in whole sectors of 32 bytes,
-    // for memory reads what is to be written in part.
+    // A half is a run of neighbours, or a flat one's are where an image ends.
     __device__ __forceinline__ void store_runs(T* plane, const Corner& corner, int count) const {
+        const auto rows = static_cast<int>(problem_.out_size[0]);
+        const auto columns = static_cast<int>(problem_.out_size[1]);
+        if (!is_flat()) {
+            const int place = place_of(corner, 0);
+            if (place == kNone) return;
+            store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
+            return;
+        }
+        const int images = static_cast<int>(problem_.images) - corner.first_image;
+        int first = -(corner.row * columns + corner.column);  // the image's
+        for (int image = 0; first < kHalf && image < images; ++image) {
+            const int begin = max(first, 0), end = min(first + rows * columns, kHalf);
+            T* out = plane + image * problem_.out_strides[0] + (begin - first);
+            if (begin < end) store_run(out, begin, end - begin, count);
+            first += tall_out_ * columns;
+        }
+    }
+
+    // Stores neighbours, from pixel `first` on: but for their ends in whole sectors of 32 bytes,
+    // for memory reads what is to be written in part.
+    __device__ __forceinline__ void store_run(T* out, int first, int pixels, int count) const {
         constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
-        const int place = place_of(corner, 0);
-        if (place == kNone) return;
-        const int pixels = min(static_cast<int>(problem_.out_size[1]) - corner.column, kHalf);
-        T* out = plane + place;
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
             const auto before =
                 static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
-            const float* row = staging_ + f * Shared<S>::kStagingPitch;
+            const float* row = staging_ + f * Shared<S>::kStagingPitch + first;
 #pragma unroll
             for (int i = 0; i <= kVectorPixels; ++i) {
                 const int pixel = i * 32 + lane_ - before;

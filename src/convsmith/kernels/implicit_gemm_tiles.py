@@ -4,7 +4,15 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, SINGLE_SHAPES, Configuration, Halves
+from convsmith.kernels.implicit_gemm_cut import (
+    FLAT_SHAPES,
+    FLAT_SINGLE_SHAPES,
+    HALF,
+    SHAPES,
+    SINGLE_SHAPES,
+    Configuration,
+    Halves,
+)
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Precision
@@ -33,7 +41,10 @@ def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | Non
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1
     compensates = products == 3 and needs_compensation(forward, spec.direction)
-    shapes = SINGLE_SHAPES if compensates else SHAPES
+    if forward.channels < LEAST_GROUP_CHANNELS:
+        shapes = FLAT_SINGLE_SHAPES if compensates else FLAT_SHAPES
+    else:
+        shapes = SINGLE_SHAPES if compensates else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
         attempts = [
@@ -69,7 +80,12 @@ def attempt(
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
     parts = 2 if products == 3 else 1
-    tile = (shape.rows * (1 if splits_filters else 2), shape.width)
+    if splits_filters:
+        group_shift, tile = (0, 0), (shape.rows, shape.width)
+    elif shape.is_flat:
+        group_shift, tile = (0, shape.width), (1, 2 * shape.width)
+    else:
+        group_shift, tile = (shape.rows, 0), (2 * shape.rows, shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
     channels = unfolded_channels(spec) if unfolds else spec.channels
     kernel = (spec.kernel[0], 1) if unfolds else spec.kernel
@@ -81,7 +97,12 @@ def attempt(
     ):
         phases[axis] = met = min(one, step // math.gcd(step, dilation))
         reach[axis] = max((r * dilation - (r % met) * dilation % step) // step for r in range(one))
-    patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
+    if shape.is_flat:
+        row_pixels = spec.out_size[1]
+        patch_rows, pitch = 1, tile[1] + reach[0] * row_pixels
+    else:
+        patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
+        row_pixels = pitch
     if patch_rows * stride >= MOST_PATCH_ROWS or pitch * spec.stride[1] >= MOST_PATCH_COLUMNS:
         return None
     pixels = math.prod(phases) * patch_rows * pitch
@@ -112,10 +133,10 @@ def attempt(
         if ahead * group_bytes < FEWEST_BYTES_AHEAD:
             continue
         shared += (ahead + 1) * group_bytes
-        tiles = (
-            -(-spec.batch * (tall_height // stride) // tile[0]),
-            -(-spec.out_size[1] // tile[1]),
-        )
+        rows, columns = spec.batch * (tall_height // stride), spec.out_size[1]
+        if shape.is_flat:
+            rows, columns = 1, rows * columns
+        tiles = (-(-rows // tile[0]), -(-columns // tile[1]))
         padded = spec.groups * filter_blocks * block_filters
         packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
         return Configuration(
@@ -126,8 +147,11 @@ def attempt(
             shape=shape,
             tall_height=tall_height,
             phases=(phases[0], phases[1]),
+            tile=tile,
+            group_shift=group_shift,
             patch_rows=patch_rows,
             pitch=pitch,
+            row_pixels=row_pixels,
             channel_blocks=channel_blocks,
             block_channels=block_channels,
             ahead=ahead,
@@ -136,7 +160,7 @@ def attempt(
             weights_stay=stay,
             stores_in_turn=channel_blocks == 1 and itemsize == 4,
             stores_pairs=stores_pairs(spec, shape),
-            stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
+            stores_runs=stores_runs(spec, shape),
             stage_taps=stage_taps,
             padded_taps=padded_taps,
             tiles=tiles,
@@ -177,10 +201,19 @@ def head_bytes(unfolds: bool) -> int:
 
 def stores_pairs(forward: Forward, shape: Halves) -> bool:
     """Whether threads store pairs of neighbours: of rows of whole sectors, or in short rows."""
+    if shape.is_flat:
+        return False
     *others, columns = forward.out_strides
     whole = 2 if shape.is_narrow else SECTOR_BYTES // forward.itemsize
     aligned = all(step % whole == 0 for step in others)
     return columns == 1 and forward.out_size[1] % 2 == 0 and aligned
+
+
+def stores_runs(forward: Forward, shape: Halves) -> bool:
+    """Whether the pixels of a half are neighbours in memory, those of an image at least."""
+    *_, of_row, of_column = forward.out_strides
+    goes_on = of_row == forward.out_size[1] or not shape.is_flat
+    return not shape.is_narrow and of_column == 1 and goes_on
 
 
 def choose_stage_taps(taps: int) -> int:
