@@ -70,8 +70,10 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         const int runs = S::runs(problem);
         for (int i = thread; i < S::channels(problem) / kVector; i += S::kThreads) {
             const int first = i % runs * kVector;
-            head.steps[i] = first * static_cast<int>(problem.dilation[1]);
-            head.counts[i] = min(static_cast<int>(problem.kernel_size[1]) - first, kVector);
+            const auto lead = static_cast<int>(problem.lead);
+            const int columns = lead + static_cast<int>(problem.kernel_size[1]);
+            head.steps[i] = (first - lead) * static_cast<int>(problem.dilation[1]);
+            head.counts[i] = min(columns - first, kVector);
             head.offsets[i] = i / runs * static_cast<int>(problem.in_strides[1]) +
                               head.steps[i] * static_cast<int>(problem.in_strides[3]);
         }

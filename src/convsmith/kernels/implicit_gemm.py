@@ -116,7 +116,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         forward.out_size[1] if shape.is_flat else 0,
         *configuration.phases,
         *(configuration.patch_rows, configuration.pitch, configuration.row_pixels),
-        configuration.patch_stages,
+        *(configuration.lead, configuration.patch_stages),
         *(configuration.weight_stages, configuration.stores_in_turn),
         *(configuration.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs),
@@ -133,7 +133,10 @@ def template_arguments(
         return weight_arguments(_ELEMENT[spec.dtype], configuration)
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
-    numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
+    numbers = (
+        *(configuration.block_channels, configuration.piece),
+        *(configuration.ahead, configuration.stage_taps),
+    )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     compensates = str(configuration.compensates).lower()
     what = ", ".join((*first, *map(str, numbers), compensates))

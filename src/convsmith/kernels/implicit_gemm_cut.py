@@ -54,6 +54,8 @@ class Configuration:
         products: of 16-bit operands that make one.
         compensates: the sums are long, and keep what adding to them loses.
         unfolds: each channel and column of the filter is a channel of its own.
+        piece: elements of an unfolded vector that are copied as one.
+        lead: zeros before the first column of unfolded filters.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
@@ -78,6 +80,8 @@ class Configuration:
     compensates: bool
     splits_filters: bool
     unfolds: bool
+    piece: int
+    lead: int
     shape: Halves
     tall_height: int
     phases: Pair

@@ -14,6 +14,7 @@
 #include "implicit_gemm_pack.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
+#include "ptx/max.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -35,7 +36,8 @@ class PatchLoader {
         pixels_ = S::patch_pixels(problem);
         groups_ = (S::kVectors * pixels_ + kThreads * S::kAtOnce - 1) / (kThreads * S::kAtOnce);
         steps_ = reinterpret_cast<int*>(shared + parts.tables);
-        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread;
+        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread * S::kPiece;
+        copies_pieces_ = reinterpret_cast<std::uintptr_t>(input) % (S::kPiece * sizeof(T)) == 0;
         const int pitch = static_cast<int>(problem_.pitch);
         const int rows = static_cast<int>(problem_.patch_rows);
         const int across = static_cast<int>(problem_.phases[1]);
@@ -89,10 +91,9 @@ class PatchLoader {
         const int row = (tile.row + flat_row) * static_cast<int>(problem_.stride[0]);
         const int tall = static_cast<int>(problem_.tall_height);
         const int image = row / tall;
-        const int column =
-            is_flat() ? tile.column % static_cast<int>(problem_.flat_columns)
-                      : tile.column * static_cast<int>(problem_.stride[1]) -
-                            static_cast<int>(problem_.padding[1]);
+        const int column = is_flat() ? tile.column % static_cast<int>(problem_.flat_columns)
+                                     : tile.column * static_cast<int>(problem_.stride[1]) -
+                                           static_cast<int>(problem_.padding[1]);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
         return {image, row - image * tall, column, plane};
@@ -130,6 +131,12 @@ class PatchLoader {
         return static_cast<unsigned>(place) < static_cast<unsigned>(problem_.in_size[axis]);
     }
 
+    // How many zeros a run begins with.
+    __device__ __forceinline__ int begins_with(int run) const {
+        if (S::kPiece == 1 || run % S::runs(problem_) != 0) return 0;
+        return static_cast<int>(problem_.lead);
+    }
+
     // Calls `visitor` for each of kVector channels of a pixel, from `channel` on: with its number,
     // where it lies, and whether it exists. `plane` is where the first one begins, or the group's
     // first one if they are unfolded.
@@ -142,11 +149,12 @@ class PatchLoader {
             const bool is_run = exists && (kAllExist || channel < S::channels(problem_));
             const int run = is_run ? channel / kVector : 0;
             const int count = is_run ? head_.counts[run] : 0;
+            const int first = begins_with(run);
             int w = pixel.column + head_.steps[run];
             from += head_.offsets[run];
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
-                visitor(c, from, c < count && is_within(w, 1));
+                visitor(c, from, c >= first && c < count && is_within(w, 1));
                 w += static_cast<int>(problem_.dilation[1]);
                 from += problem_.dilation[1] * problem_.in_strides[3];
             }
@@ -237,14 +245,18 @@ class PatchLoader {
             const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
             Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
             if constexpr (S::kUnfolds) pixel.column = columns()[next_pixel_];
-            visit_channels<kAllExist>(
-                next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
-                    if constexpr (sizeof(T) == 4) {
-                        ptx::cp_async<4>(to + (i * kVector + c) * kThreads, from, exists);
-                    } else {
-                        values[i][c] = ptx::load_if(exists, from, Element<T>::narrow(0));
-                    }
-                });
+            if (S::kPiece > 1 && copies_pieces_) {
+                copy_pieces<kAllExist>(to, i, pixel);
+            } else {
+                visit_channels<kAllExist>(
+                    next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
+                        if constexpr (sizeof(T) == 4) {
+                            ptx::cp_async<4>(to + loaded(i, c), from, exists);
+                        } else {
+                            values[i][c] = ptx::load_if(exists, from, Element<T>::narrow(0));
+                        }
+                    });
+            }
             next_pixel_ += kThreads;
             wrap_pixel();
         }
@@ -252,8 +264,30 @@ class PatchLoader {
 #pragma unroll
             for (int i = 0; i < S::kAtOnce; ++i) {
 #pragma unroll
-                for (int c = 0; c < kVector; ++c) to[(i * kVector + c) * kThreads] = values[i][c];
+                for (int c = 0; c < kVector; ++c) to[loaded(i, c)] = values[i][c];
             }
+        }
+    }
+
+    // Where element c of a group's i-th vector is, of this thread's.
+    static __device__ __forceinline__ constexpr int loaded(int i, int c) {
+        return (i * kVector + c / S::kPiece * S::kPiece) * kThreads + c % S::kPiece;
+    }
+
+    // Copies an unfolded vector in pieces, of which each is within the image or beyond it. What is
+    // copied for a column that the filter has not meets zeros.
+    template <bool kAllExist>
+    __device__ __forceinline__ void copy_pieces(T* to, int i, const Pixel& pixel) const {
+        const bool is_run =
+            pixel.place != kNone && (kAllExist || next_channel_ < S::channels(problem_));
+        const int run = is_run ? next_channel_ / kVector : 0;
+        const int count = is_run ? head_.counts[run] : 0;
+        const int w = pixel.column + head_.steps[run];
+        const T* from = next_plane_ + (is_run ? pixel.place : 0) + head_.offsets[run];
+#pragma unroll
+        for (int c = 0; c < kVector; c += S::kPiece) {
+            ptx::cp_async<S::kPiece* static_cast<int>(sizeof(T))>(to + loaded(i, c), from + c,
+                                                                  c < count && is_within(w + c, 1));
         }
     }
 
@@ -266,7 +300,7 @@ class PatchLoader {
         for (int group = 0; group < groups_; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
-            largest = fmaxf(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
+            largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
         }
         if constexpr (S::kScales) {
             const unsigned bits = largest_of_all(magnitude_bits(largest));
@@ -279,7 +313,7 @@ class PatchLoader {
     }
 
     // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
-    // magnitude, infinity included.
+    // magnitude, infinity included, and NaN where zeros may meet it.
     __device__ __forceinline__ float convert_group(Vector<Operand, kVector>* to, int vector) {
         const T* from = ring_ + stage_ * Shared<S>::kGroupValues;
         stage_ = stage_ == S::kAhead ? 0 : stage_ + 1;
@@ -287,13 +321,18 @@ class PatchLoader {
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
 #pragma unroll
-            for (int c = 0; c < kVector; ++c) values[i][c] = from[(i * kVector + c) * kThreads];
+            for (int c = 0; c < kVector; c += S::kPiece) {
+                const auto piece =
+                    *reinterpret_cast<const Vector<T, S::kPiece>*>(from + loaded(i, c));
+#pragma unroll
+                for (int j = 0; j < S::kPiece; ++j) values[i][c + j] = piece.values[j];
+            }
         }
         float largest = 0;
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
             convert(values[i], to, vector + i * kThreads);
-            if constexpr (S::kScales) largest = fmaxf(largest, largest_of(values[i]));
+            if constexpr (S::kScales) largest = larger(largest, largest_of(values[i]));
         }
         return largest;
     }
@@ -302,9 +341,13 @@ class PatchLoader {
         float pairs[kVector / 2];
 #pragma unroll
         for (int c = 0; c < kVector; c += 2) {
-            pairs[c / 2] = fmaxf(fabsf(values[c]), fabsf(values[c + 1]));
+            pairs[c / 2] = larger(fabsf(values[c]), fabsf(values[c + 1]));
         }
-        return fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
+        return larger(larger(pairs[0], pairs[1]), larger(pairs[2], pairs[3]));
+    }
+
+    static __device__ __forceinline__ float larger(float a, float b) {
+        return S::kPiece == 1 ? fmaxf(a, b) : ptx::max_or_nan(a, b);
     }
 
     __device__ __forceinline__ void convert(const T (&values)[kVector],
@@ -339,9 +382,10 @@ class PatchLoader {
                 }
             });
             largest = largest_of_all(magnitude_bits(finite));
-            if (suits(largest)) return;
+            if (S::kPiece == 1 && suits(largest))
+                return;  // else zeros may have met what is not finite
         }
-        scale_ = scale_for(largest);
+        if (!suits(largest)) scale_ = scale_for(largest);
         visit(tile, channel,
               [&](const T(&values)[kVector], int vector) { convert(values, to, vector); });
     }
@@ -399,7 +443,8 @@ class PatchLoader {
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
     // of places follow, and columns.
     int* steps_;
-    T* ring_;        // every kThreads-th value from here on is this thread's
+    T* ring_;  // every kThreads-th piece from here on is this thread's
+    bool copies_pieces_;
     int groups_;     // of a patch
     int stage_ = 0;  // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.

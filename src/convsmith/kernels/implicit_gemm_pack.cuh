@@ -64,8 +64,9 @@ __global__ void __launch_bounds__(kPackThreads)
         const int s = static_cast<int>(problem.kernel_size[1]);
         if constexpr (S::kUnfolds) {
             const int run = channel / kVector, runs = S::runs(problem);
-            const int column = run % runs * kVector + channel % kVector;
-            if (column >= s) return 0.0f;
+            const int column =
+                run % runs * kVector + channel % kVector - static_cast<int>(problem.lead);
+            if (column < 0 || column >= s) return 0.0f;
             tap = tap * s + column;
             channel = run / runs;
         }

@@ -11,7 +11,7 @@
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
 // is unfolded: each channel and column of the filter is a channel of its own, and a tap is a row of
 // the filter. A vector of kVector such channels is a run of columns; the last one of a row is
-// filled up with zeros.
+// filled up with zeros. So may the first one be, for its elements to lie as whole pieces do.
 #pragma once
 
 #include <type_traits>
@@ -42,9 +42,10 @@ struct Problem {
     std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
     std::int64_t tile_size[2];             // of all of them together
     std::int64_t flat_columns;             // of the output, if a row goes on in the next one, or 0
-    std::int64_t phases[2];              // of the stride that taps meet
-    std::int64_t patch_rows, pitch;      // of a phase, in pixels
-    std::int64_t row_pixels;             // from a row of taps to the next in a phase
+    std::int64_t phases[2];                // of the stride that taps meet
+    std::int64_t patch_rows, pitch;        // of a phase, in pixels
+    std::int64_t row_pixels;               // from a row of taps to the next in a phase
+    std::int64_t lead;                     // zeros before the first column of unfolded filters
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -69,7 +70,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kAhead_, int kStageTaps_, bool kCompensates_>
+          int kPiece_, int kAhead_, int kStageTaps_, bool kCompensates_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -86,6 +87,7 @@ struct Convolution {
     // at them. (For 16-bit values it has to wait.)
     static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
     static constexpr int kAhead = kAhead_;
+    static constexpr int kPiece = kPiece_;          // elements of a vector that are copied as one
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
 
@@ -118,7 +120,7 @@ struct Convolution {
     }
     // Unfolded: vectors that a channel's columns of the filter fill.
     static __host__ __device__ int runs(const Problem& problem) {
-        return (static_cast<int>(problem.kernel_size[1]) + kVector - 1) / kVector;
+        return (static_cast<int>(problem.lead + problem.kernel_size[1]) + kVector - 1) / kVector;
     }
     // Channels of a group, unfolded where they are.
     static __host__ __device__ int channels(const Problem& problem) {
@@ -210,7 +212,7 @@ struct Shared {
         unsigned largest[2][8];     // of each loading warp's values
         int tap_shifts[kMostTaps];  // of the patch, in pixels
         // Of each run, where they are unfolded: where its first column's element lies from a pixel,
-        // that column, and how many columns there are.
+        // that column, and how many columns there are, with the zeros before them.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
         int counts[S::kUnfolds ? kMostTaps : 1];
     };

@@ -41,10 +41,11 @@ def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | Non
     forward = forward_of(spec)
     products = 3 if spec.precision is Precision.FLOAT32 else 1
     compensates = products == 3 and needs_compensation(forward, spec.direction)
-    if forward.channels < LEAST_GROUP_CHANNELS:
-        shapes = FLAT_SINGLE_SHAPES if compensates else FLAT_SHAPES
+    few = forward.channels < LEAST_GROUP_CHANNELS
+    if compensates:
+        shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if few else SINGLE_SHAPES
     else:
-        shapes = SINGLE_SHAPES if compensates else SHAPES
+        shapes = FLAT_SHAPES if few else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
         attempts = [
@@ -88,6 +89,7 @@ def attempt(
         group_shift, tile = (shape.rows, 0), (2 * shape.rows, shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
     channels = unfolded_channels(spec) if unfolds else spec.channels
+    piece, lead = choose_piece(spec) if unfolds else (1, 0)
     kernel = (spec.kernel[0], 1) if unfolds else spec.kernel
     taps = math.prod(kernel)
     stride = spec.stride[0]
@@ -144,6 +146,8 @@ def attempt(
             compensates=compensates,
             splits_filters=splits_filters,
             unfolds=unfolds,
+            piece=piece,
+            lead=lead,
             shape=shape,
             tall_height=tall_height,
             phases=(phases[0], phases[1]),
@@ -174,6 +178,23 @@ def attempt(
 def unfolded_channels(spec: Forward) -> int:
     """Where there are few: each with each of the filter's columns, which fill whole vectors."""
     return spec.channels * -(-spec.kernel[1] // VECTOR) * VECTOR
+
+
+def choose_piece(spec: Forward) -> tuple[int, int]:
+    """Elements of an unfolded vector that are copied as one; zeros before its filter's columns.
+
+    Pieces lie in memory as such copies must, and are within the image or beyond it.
+    """
+    if spec.itemsize != 4 or spec.dilation[1] != 1 or spec.in_strides[3] != 1:
+        return 1, 0
+    columns = spec.kernel[1]
+    for piece in (4, 2):
+        lead = -spec.padding[1] % piece
+        steps = (spec.stride[1], spec.in_size[1], *spec.in_strides[:3])
+        fits = -(-(columns + lead) // VECTOR) == -(-columns // VECTOR)
+        if fits and all(step % piece == 0 for step in steps):
+            return piece, lead
+    return 1, 0
 
 
 def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]:
