@@ -86,6 +86,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         if (loader >= 32) {
             PatchLoader<S>(problem, input, shared, head, loader - 32).load();
         } else if (loader == 0) {
+            ptx::griddepcontrol_wait();  // for the weights to be packed
             WeightLoader<S>(problem, packed, shared, head).load();
         }
     } else {
@@ -93,6 +94,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         Multiplier<S> multiplier(problem, shared, head, warpgroup);
         Store<S> store(problem, bias, unscale, out, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
+        ptx::griddepcontrol_wait();  // for the filters' scales
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
              tile += static_cast<int>(gridDim.x)) {
             store.prepare(TileWalk<S>(problem, tile).tile());
@@ -135,10 +137,10 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
         launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
                kPackThreads / 32 * sizeof(unsigned), stream, problem, weight, packed, unscale);
     if (error != nullptr) return error;
-    return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
-                  static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
-                  static_cast<const Operand*>(packed), static_cast<const float*>(unscale), bias,
-                  out);
+    return launch_early(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
+                        static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
+                        static_cast<const Operand*>(packed), static_cast<const float*>(unscale),
+                        bias, out);
 }
 
 // What the stub instantiates: a Convolution or a WeightGradient.

@@ -5,6 +5,7 @@
 #pragma once
 
 #include "implicit_gemm_problem.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "ptx/reduce.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -50,6 +51,7 @@ __global__ void __launch_bounds__(kPackThreads)
     pack(const Problem problem, const typename S::Value* __restrict__ weight,
          typename S::Operand* __restrict__ packed, float* __restrict__ unscale) {
     using Operand = typename S::Operand;
+    ptx::griddepcontrol_launch_dependents();  // they load patches meanwhile
     const int thread = static_cast<int>(threadIdx.x);
     const std::int64_t row = blockIdx.x;  // of padded filters
     const std::int64_t padded = filter_blocks<S>(problem) * std::int64_t{S::kFilters};
