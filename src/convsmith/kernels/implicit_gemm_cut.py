@@ -64,6 +64,7 @@ class Configuration:
         group_shift: from one warpgroup's pixels to the other's.
         patch_rows, pitch: of each phase of a patch, in pixels.
         row_pixels: from a row of taps to the next one of its phase.
+        vectors: of channels, that are loaded for a pixel of all patches.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
         ahead: groups of vectors that a loading thread has on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
@@ -90,6 +91,7 @@ class Configuration:
     patch_rows: int
     pitch: int
     row_pixels: int
+    vectors: int
     channel_blocks: int
     block_channels: int
     ahead: int

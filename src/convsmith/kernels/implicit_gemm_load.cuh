@@ -34,7 +34,6 @@ class PatchLoader {
         const Shared<S> parts(problem);
         patches_ = shared + parts.patches;
         pixels_ = S::patch_pixels(problem);
-        groups_ = (S::kVectors * pixels_ + kThreads * S::kAtOnce - 1) / (kThreads * S::kAtOnce);
         steps_ = reinterpret_cast<int*>(shared + parts.tables);
         ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread * S::kPiece;
         copies_pieces_ = reinterpret_cast<std::uintptr_t>(input) % (S::kPiece * sizeof(T)) == 0;
@@ -195,7 +194,7 @@ class PatchLoader {
     // Goes over to the channels from `channel` on, which begin at plane_.
     __device__ __forceinline__ void begin_block(int channel) {
         next_block_ = channel;
-        next_group_ = 0;
+        left_ = groups_of(channel);
         next_channel_ = channel;
         next_plane_ = plane_;
         next_pixel_ = thread_;
@@ -221,7 +220,7 @@ class PatchLoader {
                 copy_group<false>(to);
             }
             next_stage_ = next_stage_ == S::kAhead ? 0 : next_stage_ + 1;
-            if (++next_group_ == groups_) end_block();
+            if (--left_ == 0) end_block();
         }
         ptx::cp_async_commit_group();
     }
@@ -296,8 +295,9 @@ class PatchLoader {
         auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
             patches_ + patch_.stage * S::patch_bytes(problem_));
         float largest = 0;
+        const int groups = groups_of(channel);
 #pragma unroll 1
-        for (int group = 0; group < groups_; ++group) {
+        for (int group = 0; group < groups; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
             largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
@@ -307,9 +307,30 @@ class PatchLoader {
             if (!suits(bits)) take_over(tile, channel, to, bits);
             if (thread_ == 0) head_.scales[patch_.stage] = scale_;
         }
+        fill_up(to, channel);
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
         patch_.advance(static_cast<int>(problem_.patch_stages));
+    }
+
+    // Vectors for each pixel of a patch of the channels from `channel` on, but for those of zeros.
+    __device__ __forceinline__ int vectors_of(int channel) const {
+        return min((S::channels(problem_) - channel + kVector - 1) / kVector, S::kVectors);
+    }
+    __device__ __forceinline__ int groups_of(int channel) const {
+        constexpr int kOfGroup = kThreads * S::kAtOnce;
+        return (vectors_of(channel) * pixels_ + kOfGroup - 1) / kOfGroup;
+    }
+
+    // Writes the vectors of zeros.
+    __device__ __forceinline__ void fill_up(Vector<Operand, kVector>* to, int channel) const {
+        const Vector<Operand, kVector> zeros = {};
+#pragma unroll 1
+        for (int i = vectors_of(channel) * pixels_ + thread_; i < S::kVectors * pixels_;
+             i += kThreads) {
+            to[i] = zeros;
+            if constexpr (S::kParts == 2) to[i + S::kVectors * pixels_] = zeros;
+        }
     }
 
     // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
@@ -445,11 +466,10 @@ class PatchLoader {
     int* steps_;
     T* ring_;  // every kThreads-th piece from here on is this thread's
     bool copies_pieces_;
-    int groups_;     // of a patch
     int stage_ = 0;  // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
     TileWalk<S> next_{problem_};
-    int next_table_ = 0, next_block_ = 0, next_group_ = 0, next_stage_ = 0;
+    int next_table_ = 0, next_block_ = 0, left_ = 0, next_stage_ = 0;  // (left_: groups)
     int next_channel_ = 0, next_pixel_ = 0;
     const T *plane_ = nullptr, *next_plane_ = nullptr;
 };

@@ -156,6 +156,7 @@ def attempt(
             patch_rows=patch_rows,
             pitch=pitch,
             row_pixels=row_pixels,
+            vectors=-(-channels // VECTOR),
             channel_blocks=channel_blocks,
             block_channels=block_channels,
             ahead=ahead,
