@@ -240,4 +240,4 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
 
 def choose_stage_taps(taps: int) -> int:
     """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
-    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.1 / one))
+    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.5 / one))
