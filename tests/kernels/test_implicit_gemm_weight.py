@@ -95,6 +95,18 @@ def test_layers(case: Case, device: str, precision: str) -> None:
     assert error(case, device) < LARGEST_ERROR[precision]
 
 
+def test_long_sums_of_one_sign(device: str, precision: str) -> None:
+    """The tensor cores truncate when they add: a bias, if sums were left to them for long."""
+    size, largest = {"tf32": ((160, 320), 6e-5), "float32": ((80, 320), 1.25e-7)}[precision]
+    case = replace(ORDINARY, batch=1, group_channels=8, size=size, kernel_size=(1, 1))
+    case = replace(case, padding=(0, 0), has_bias=False)
+    dy, x, w = operands(case, device)
+    generator = torch.Generator().manual_seed(case.seed)
+    dy, x = (torch.rand(one.shape, generator=generator).to(device) for one in (dy, x))
+    (ours,), (exact,) = gradients(case, dy, x, w), exact_gradients(case, dy, x, w)
+    assert (ours - exact).square().mean().sqrt() < largest * exact.square().mean().sqrt()
+
+
 @pytest.mark.parametrize("offsets", [(1, 0), (0, 3), (2, 1)], ids=str)
 def test_tensors_that_begin_anywhere(offsets: tuple[int, int], device: str, precision: str) -> None:
     """Pieces of 16 bytes would reach over both ends of memory that begins and ends with them."""

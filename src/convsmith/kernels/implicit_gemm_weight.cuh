@@ -82,9 +82,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         take_registers<S::kConsumerRegisters>();
         if (warpgroup * S::kSlots >= units) return;
         WeightMultiplier<S> multiplier(problem, parts, shared, head, warpgroup);
-        multiplier.multiply(LineWalk(problem, job.split).left());
-        multiplier.store(partial + job.split * part.sums +
-                         std::int64_t{job.number} * units * S::kUnitValues);
+        multiplier.multiply(
+            LineWalk(problem, job.split).left(),
+            partial + job.split * part.sums + std::int64_t{job.number} * units * S::kUnitValues);
     }
 }
 
