@@ -53,12 +53,14 @@ IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
     ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 60),
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 160),
-    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 76),
-    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 388),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 84),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 412),
     ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 64),
     ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
     ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),
     ("rn50_l2_3x3s2", Direction.GRAD_WEIGHT, Precision.TF32, 8),
+    ("rn50_stem", Direction.GRAD_WEIGHT, Precision.TF32, 0),  # few channels
+    ("kb50", Direction.GRAD_WEIGHT, Precision.FLOAT32, 68),  # likewise
 )
 LAYERS = {layer.name: layer for layer in CORE}
 

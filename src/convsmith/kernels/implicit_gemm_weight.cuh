@@ -3,7 +3,8 @@
 //
 //   implicit_gemm_weight_problem.cuh    lines, units, shared memory
 //   implicit_gemm_weight_copy.cuh       rows of dy and x, as they are
-//   implicit_gemm_weight_load.cuh       and as operands, on their way to shared memory
+//   implicit_gemm_weight_convert.cuh    vectors of them, as operands
+//   implicit_gemm_weight_load.cuh       both, on their way to shared memory
 //   implicit_gemm_weight_multiply.cuh   products
 #pragma once
 
@@ -82,9 +83,9 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         take_registers<S::kConsumerRegisters>();
         if (warpgroup * S::kSlots >= units) return;
         WeightMultiplier<S> multiplier(problem, parts, shared, head, warpgroup);
-        multiplier.multiply(LineWalk(problem, job.split).left());
-        multiplier.store(partial + job.split * part.sums +
-                         std::int64_t{job.number} * units * S::kUnitValues);
+        multiplier.multiply(
+            LineWalk(problem, job.split).left(),
+            partial + job.split * part.sums + std::int64_t{job.number} * units * S::kUnitValues);
     }
 }
 
@@ -112,15 +113,22 @@ __global__ void __launch_bounds__(kAddPartsThreads)
         const Unit unit = Unit::of<S>(problem, rest % Job::units(problem));
         const Job job = Job::of<S>(problem, rest / Job::units(problem));
         const int filter = job.first_filter + unit.filter + ptx::fragment_row(thread, i);
-        const int channel = job.first_channel + unit.channel + ptx::fragment_column(thread, i);
+        int channel = job.first_channel + unit.channel + ptx::fragment_column(thread, i);
         const int tap = job.first_tap + unit.tap;
         const auto columns = static_cast<int>(problem.kernel_size[1]);
         if (filter >= problem.filters || channel >= problem.channels || tap >= Job::taps(problem)) {
             return;
         }
+        int row = tap / columns, column = tap % columns;
+        if constexpr (S::kUnfolds) {
+            const int unfolded = S::slices_of_channel(problem) * kVector;
+            column = channel % unfolded;
+            channel /= unfolded;
+            if (column >= problem.row_taps) return;
+        }
         to = gradient + (job.group * problem.filters + filter) * problem.w_strides[0] +
-             channel * problem.w_strides[1] + tap / columns * problem.w_strides[2] +
-             tap % columns * problem.w_strides[3];
+             channel * problem.w_strides[1] + row * problem.w_strides[2] +
+             column * problem.w_strides[3];
     }
     const std::int64_t step = is_bias ? part.biases : part.sums;
     double sum = 0;
@@ -151,10 +159,13 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
                                   (size[0] - 1) * strides[2] + (size[1] - 1) * strides[3];
         return static_cast<std::uintptr_t>(last + 1) * sizeof(T);
     };
+    const std::int64_t channels = S::kUnfolds
+                                      ? problem.channels / (S::slices_of_channel(problem) * kVector)
+                                      : problem.channels;
     const Tensors tensors{
         {addresses[0], addresses[1]},
         {addresses[0] + bytes_of(problem.y_strides, problem.filters, problem.y_size),
-         addresses[1] + bytes_of(problem.x_strides, problem.channels, problem.x_size)}};
+         addresses[1] + bytes_of(problem.x_strides, channels, problem.x_size)}};
     const WeightShared<S> parts(problem, sums_bias != 0);
     const std::int64_t blocks = Job::count<S>(problem) * problem.splits;
     const char* error = launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),

@@ -6,6 +6,7 @@ import functools
 import struct
 
 from convsmith.kernels.implicit_gemm_weight_cut import (
+    LEAST_CHANNELS,
     WeightConfiguration,
     attempt_lines,
     geometry_of,
@@ -15,12 +16,10 @@ from convsmith.kernels.implicit_gemm_weight_cut import (
 from convsmith.kernels.implicit_gemm_weight_times import blocks_us
 from convsmith.spec import ConvSpec
 
-LEAST_CHANNELS = 8
-
 
 def weight_obstacle(spec: ConvSpec) -> str | None:
     """Why the family cannot compute ``spec``, a weight gradient, or None."""
-    if spec.weight_shape[1] < LEAST_CHANNELS:
+    if spec.weight_shape[1] < LEAST_CHANNELS and spec.groups > 1:
         return f"its groups have fewer than {LEAST_CHANNELS} channels"
     if spec.input_strides[3] != 1 and spec.input_shape[3] > 1:
         return "the rows of its input are not contiguous"
@@ -67,7 +66,8 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(line.x_pixels, configuration.phases),
         *(configuration.row_step, configuration.span, configuration.advance),
         *(configuration.lines, configuration.rows),
-        *(configuration.load_bytes, configuration.splits),
+        *(configuration.x_columns, *configuration.load_bytes, configuration.slice_bytes),
+        *(geometry.row_taps, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -76,6 +76,7 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     line, products = configuration.line, configuration.products
     numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
-    kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
+    flags = (line.segments > 1, configuration.is_plain, configuration.unfolds)
+    kinds = (str(kind).lower() for kind in flags)
     what = ", ".join((element, *map(str, numbers), *kinds, str(configuration.loads)))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

@@ -1,6 +1,6 @@
-// A slice of a row, of kVector channels of a line's images, on its way to shared memory: as it is,
-// in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple of 16
-// bytes as it does in the tensor.
+// A slice of a row, of kVector channels of a line's images or of one that is unfolded, on its way
+// to shared memory: as it is, in aligned pieces of 16 bytes. Each channel's row of an image lies as
+// far beyond a multiple of 16 bytes as it does in the tensor.
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
@@ -17,6 +17,7 @@ struct Slice {
     int bytes;                          // of a row
     int images, channels;               // that exist, or more; missing channels are zeros
     int segments, row_bytes;            // images, and bytes of a row, that there is room for
+    bool is_unfolded;                   // it has one channel
 
     // Whole pieces do not reach over the tensor's ends.
     bool is_inside;
@@ -37,6 +38,11 @@ struct Slice {
     }
 
   private:
+    // Channels that there is room for.
+    __device__ __forceinline__ int rooms() const {
+        return S::kUnfolds && is_unfolded ? 1 : kVector;
+    }
+
     static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,
                                                       bool exists) {
         ptx::cp_async<16>(to, reinterpret_cast<const void*>(from), exists);
@@ -56,6 +62,7 @@ struct Slice {
             std::uintptr_t piece = from;
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
+                if (c >= rooms()) break;
                 copy_piece(there, piece, c < channels);
                 there += row_bytes;
                 piece += of_channel;
@@ -69,6 +76,7 @@ struct Slice {
             std::uintptr_t from = begin;
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
+                if (c >= rooms()) break;
                 const std::uintptr_t first = floor_of(from) + at;
                 if (first < from + bytes) {
                     copy_piece(to + c * row_bytes + at, first, c < channels);
@@ -81,8 +89,8 @@ struct Slice {
     // Of several images: each lane has a channel's row of one.
     __device__ __forceinline__ void copy_images(unsigned char* to, int lane) const {
 #pragma unroll 1
-        for (int i = lane; i < kVector * images; i += 32) {
-            const int c = i % kVector, segment = i / kVector;
+        for (int i = lane; i < rooms() * images; i += 32) {
+            const int c = i % rooms(), segment = i / rooms();
             const std::uintptr_t from = begin + c * of_channel + segment * of_image;
             unsigned char* there = to + (c * segments + segment) * row_bytes;
 #pragma unroll 4
@@ -98,8 +106,8 @@ struct Slice {
     // Where whole pieces would reach over the tensor's ends.
     __device__ __forceinline__ void copy_singly(unsigned char* to, int lane) const {
 #pragma unroll 1
-        for (int i = 0; i < kVector * images; ++i) {
-            const int c = i % kVector, segment = i / kVector;
+        for (int i = 0; i < rooms() * images; ++i) {
+            const int c = i % rooms(), segment = i / rooms();
             const std::uintptr_t from = begin + c * of_channel + segment * of_image;
             unsigned char* there =
                 to + (c * segments + segment) * row_bytes + (from - floor_of(from));

@@ -7,6 +7,8 @@ from dataclasses import dataclass
 
 from convsmith.spec import ConvSpec, Pair, Precision
 
+VECTOR = 8
+LEAST_CHANNELS = 8  # of a group that is not unfolded
 UNIT_FILTERS = 64
 UNITS = 9  # of a block, by three warpgroups
 CONSUMERS = 3
@@ -32,12 +34,16 @@ LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 class WeightGeometry:
     """A weight gradient's numbers. Pairs are (rows, columns).
 
+    Few channels are unfolded: each has a filter row's taps as channels of its own, in whole
+    vectors, so that filters have a single column.
+
     Args:
         batch, groups: images; channels and filters are of a group.
         x_size, y_size, kernel, stride, dilation: of the forward.
         itemsize: bytes of an element.
         products: of 16-bit operands that make one.
         has_bias: dy itself is added up, too.
+        row_taps: of a filter row, unfolded; 0 where they are not.
     """
 
     batch: int
@@ -53,6 +59,7 @@ class WeightGeometry:
     itemsize: int
     products: int
     has_bias: bool
+    row_taps: int
 
 
 @dataclass(frozen=True)
@@ -84,12 +91,15 @@ class WeightConfiguration:
         slots: units of a warpgroup.
         line: what is added at once.
         is_plain: neighbours in a line are neighbours in memory.
+        unfolds: a filter row's taps are channels.
         phases: of the horizontal stride, that taps meet.
         row_step: from a row of x that may be met to the next one.
         span, advance: rows of x that a line meets, and that are new in the line below.
         lines, rows: of the rings in shared memory.
         loads: slices of rows that a loading warp has on their way.
-        load_bytes: of a channel's row, as it is loaded.
+        x_columns: of x that a line of one image reaches over.
+        load_bytes: of a channel's row of dy, and of x, as it is loaded.
+        slice_bytes: of a slice that is loaded.
         jobs, splits: blocks that share all lines, and parts that the lines are split into.
         split_lines: lines of the longest split.
         shared_bytes: of a block.
@@ -104,6 +114,7 @@ class WeightConfiguration:
     slots: int
     line: Line
     is_plain: bool
+    unfolds: bool
     phases: int
     row_step: int
     span: int
@@ -111,7 +122,9 @@ class WeightConfiguration:
     lines: int
     rows: int
     loads: int
-    load_bytes: int
+    x_columns: int
+    load_bytes: tuple[int, int]
+    slice_bytes: int
     jobs: int
     splits: int
     split_lines: int
@@ -131,12 +144,16 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
     meets_one = (*kernel, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0)
     if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
         x_size = y_size = (1, height * width)
+    row_taps = kernel[1] if channels < LEAST_CHANNELS else 0
+    if row_taps:
+        channels *= -(-row_taps // VECTOR) * VECTOR
+        kernel[1] = 1
     return WeightGeometry(
         *(batch, spec.groups, channels, out_channels // spec.groups),
         *(x_size, y_size, (kernel[0], kernel[1])),
         *(spec.stride, spec.padding, spec.dilation),
         spec.dtype.itemsize,
-        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
+        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias, row_taps),
     )
 
 
@@ -158,6 +175,14 @@ def reach_of(geometry: WeightGeometry) -> int:
     return max(
         (s * dilation - (s % met) * dilation % step) // step for s in range(geometry.kernel[1])
     )
+
+
+def columns_of(geometry: WeightGeometry, line: Line) -> int:
+    """Columns of x that a line of one image reaches over."""
+    if geometry.row_taps:
+        last_tap = (geometry.row_taps - 1) * geometry.dilation[1]
+        return (line.pitch - 1) * geometry.stride[1] + last_tap + 1
+    return line.pitch * geometry.stride[1]
 
 
 def lines_to_try(geometry: WeightGeometry) -> list[Line]:
@@ -215,10 +240,13 @@ def attempt_lines(
     unit = math.gcd(step, dilation)
     span = (filter_rows(geometry, taps) - 1) * dilation // unit + 1
     advance = min(step // unit, span)
-    met = min(geometry.x_size[1], line.pitch * geometry.stride[1])
-    longest = max(met, min(line.run_columns, geometry.y_size[1]))
-    load_bytes = (longest * geometry.itemsize + 30) // 16 * 16
-    slice_bytes = 8 * line.segments * load_bytes
+    x_columns = columns_of(geometry, line)
+    load_bytes = (
+        (min(line.run_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
+        (min(x_columns, geometry.x_size[1]) * geometry.itemsize + 30) // 16 * 16,
+    )
+    x_rows = 1 if geometry.row_taps else VECTOR
+    slice_bytes = line.segments * max(VECTOR * load_bytes[0], x_rows * load_bytes[1])
     y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
     x_bytes = 2 * parts * channels * columns * phases * line.x_pixels
     fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
@@ -228,7 +256,7 @@ def attempt_lines(
         shared = fixed + lines * y_bytes + rows * x_bytes
         left = min(BLOCK_BYTES[geometry.products] - shared, LOADED_BYTES)
         loads = min(left // (LOADING_WARPS * slice_bytes), MOST_LOADS)
-        if rows > MOST_ROWS or loads < 1 or line.pitch * geometry.stride[1] >= MOST_COLUMNS:
+        if rows > MOST_ROWS or loads < 1 or x_columns >= MOST_COLUMNS:
             continue
         enough = loads > 1 and loads * LOADING_WARPS * slice_bytes >= LEAST_LOADED_BYTES
         if lines > 1 and not enough:
@@ -253,7 +281,8 @@ def attempt_lines(
             unit_taps=taps,
             slots=-(-math.prod(units) // CONSUMERS),
             line=line,
-            is_plain=line.segments == 1 and geometry.stride[1] == 1,
+            is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.row_taps > 0),
+            unfolds=geometry.row_taps > 0,
             phases=phases,
             row_step=unit,
             span=span,
@@ -261,7 +290,9 @@ def attempt_lines(
             lines=lines,
             rows=rows,
             loads=loads,
+            x_columns=x_columns,
             load_bytes=load_bytes,
+            slice_bytes=slice_bytes,
             jobs=jobs,
             splits=splits,
             split_lines=-(-all_lines // splits),

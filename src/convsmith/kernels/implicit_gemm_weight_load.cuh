@@ -3,7 +3,8 @@
 // A loading warp has every kLoadingWarps-th slice of a row, of kVector channels. It copies the rows
 // of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever row
 // or line those belong to, and when they have arrived it turns them around: a lane takes a pixel,
-// reads its channels, rounds or splits them, and writes a vector.
+// reads its channels, rounds or splits them, and writes a vector. Of an unfolded slice of x one
+// channel is copied, and a lane reads what a filter row's taps meet.
 //
 // float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
 // all loading threads keep for as long as it suits; a row that it does not suit they take over
@@ -11,9 +12,9 @@
 // would drive the sums beyond float32's range.
 #pragma once
 
+#include "implicit_gemm_weight_convert.cuh"
 #include "implicit_gemm_weight_copy.cuh"
 #include "ptx/load.cuh"
-#include "ptx/max.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -39,11 +40,12 @@ class RowLoader {
           first_row_(job.first_tap / static_cast<int>(problem.kernel_size[1]) *
                          static_cast<int>(problem.dilation[0]) -
                      static_cast<int>(problem.padding[0])),
+          first_slice_(job.first_channel / kVector),
           sums_bias_(sums_bias),
           line_(problem, job.split),
           oldest_(line_),
           next_line_(line_) {
-        loads_ = shared + parts.loads + warp_ * S::kLoads * parts.load_bytes;
+        loads_ = shared + parts.loads + warp_ * S::kLoads * parts.slice_bytes;
         biases_ = reinterpret_cast<float*>(shared + parts.biases);
         if (thread == 0) {
             describe(tensors, job);
@@ -118,6 +120,12 @@ class RowLoader {
         int images;         // that exist, of the line's
     };
 
+    // Of an unfolded slice of x: its channel; columns from what a filter row's first tap meets to
+    // what the slice's first one does, and from each to the next; and how many taps there are.
+    struct Taps {
+        int channel, first, step, count;
+    };
+
     // Writes down what is to be known of dy and of x.
     __device__ __forceinline__ void describe(const Tensors& tensors, const Job& job) {
         const auto describe_one = [&](int number, const std::int64_t (&strides)[4],
@@ -131,11 +139,14 @@ class RowLoader {
             tensor.of_image = strides[0] * std::int64_t{sizeof(T)};
             tensor.of_channel = strides[1] * std::int64_t{sizeof(T)};
             tensor.of_row = strides[2] * std::int64_t{sizeof(T)};
+            tensor.last = (min(static_cast<int>(of_group) - first, of_block) - 1) * strides[1] *
+                          std::int64_t{sizeof(T)};
             tensor.count = min(static_cast<int>(of_group) - first, of_block);
             tensor.slices = (tensor.count + kVector - 1) / kVector;
             tensor.pixels = pixels;
             tensor.table = table;
             tensor.low = low;
+            tensor.load_bytes = static_cast<int>(problem_.load_bytes[number]);
         };
         const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
         describe_one(0, problem_.y_strides, problem_.filters, job.first_filter,
@@ -144,6 +155,30 @@ class RowLoader {
         describe_one(1, problem_.x_strides, problem_.channels, job.first_channel,
                      static_cast<int>(problem_.unit_channels) * S::kColumns, x_pixels, 0,
                      parts_.x_vectors);
+        if constexpr (S::kUnfolds) {
+            // Of which channels the block's slices are, each says itself.
+            auto& x = head_.tensors[1];
+            x.channels = x.begin;
+            x.last = channel_of(x.slices - 1) * x.of_channel;
+        }
+    }
+
+    // Unfolded, a slice's channel and taps.
+    __device__ __forceinline__ int channel_of(int slice) const {
+        return (first_slice_ + slice) / S::slices_of_channel(problem_);
+    }
+    __device__ __forceinline__ Taps taps_of(int slice) const {
+        const int tap = (first_slice_ + slice) % S::slices_of_channel(problem_) * kVector;
+        const auto dilation = static_cast<int>(problem_.dilation[1]);
+        return {channel_of(slice), tap * dilation, dilation,
+                static_cast<int>(problem_.row_taps) - tap};
+    }
+
+    // From a row of the block's first channel to a slice's, in bytes.
+    __device__ __forceinline__ std::int64_t offset_of(bool is_x, int slice) const {
+        const std::int64_t of_channel = head_.tensors[is_x].of_channel;
+        if (S::kUnfolds && is_x) return channel_of(slice) * of_channel;
+        return slice * (kVector * of_channel);
     }
 
     // For each pixel: segment and column, in 16 bits each, or -1.
@@ -182,7 +217,7 @@ class RowLoader {
                     static_cast<int>(problem_.row_step);
             exists = h >= 0 && h < static_cast<int>(problem_.x_size[0]);
             first = first * stride - static_cast<int>(problem_.padding[1]);
-            end = min(first + static_cast<int>(problem_.pitch) * stride,
+            end = min(first + static_cast<int>(problem_.x_columns),
                       static_cast<int>(problem_.x_size[1]));
         }
         const int begin = max(first, 0);
@@ -210,11 +245,11 @@ class RowLoader {
         const auto& tensor = head_.tensors[is_x];
         const Row row = row_of(next_line_, next_row_, is_x);
         const auto begin = reinterpret_cast<std::uintptr_t>(row.values);
-        next_.begin = begin + warp_ * (kVector * tensor.of_channel);
+        next_begin_ = begin;
         next_.bytes = row.count * static_cast<int>(sizeof(T));
         next_.images = row.images;
-        const std::uintptr_t last = begin + (tensor.count - 1) * tensor.of_channel +
-                                    (row.images - 1) * tensor.of_image + next_.bytes;
+        const std::uintptr_t last =
+            begin + tensor.last + (row.images - 1) * tensor.of_image + next_.bytes;
         next_.is_inside = Slice<S>::floor_of(begin) >= tensor.begin &&
                           Slice<S>::floor_of(last + 15) <= tensor.end;
     }
@@ -222,15 +257,17 @@ class RowLoader {
     // Begins to copy this warp's next slice.
     __device__ __forceinline__ void begin_load(int stage) {
         if (next_line_.exists()) {
-            const auto& tensor = head_.tensors[next_row_ < next_line_.fresh()];
+            const bool is_x = next_row_ < next_line_.fresh();
+            const auto& tensor = head_.tensors[is_x];
+            next_.begin = next_begin_ + offset_of(is_x, next_slice_);
             next_.of_channel = tensor.of_channel;
             next_.of_image = tensor.of_image;
             next_.channels = tensor.count - next_slice_ * kVector;
             next_.segments = static_cast<int>(problem_.segments);
-            next_.row_bytes = static_cast<int>(problem_.load_bytes);
-            if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.load_bytes, lane_);
+            next_.row_bytes = tensor.load_bytes;
+            next_.is_unfolded = is_x;
+            if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.slice_bytes, lane_);
             next_slice_ += kLoadingWarps;
-            next_.begin += kLoadingWarps * kVector * tensor.of_channel;
             if (next_slice_ >= tensor.slices) skip_rows();
         }
         ptx::cp_async_commit_group();
@@ -275,15 +312,27 @@ class RowLoader {
         bool exists;
     };
 
+    // Unfolded, which column its filter row's first tap meets; each tap's may exist or not.
+    template <bool kIsUnfolded>
     __device__ __forceinline__ Pixel pixel_of(const Row& row, const int* table, int number) const {
-        const int entry = S::kIsPlain ? number : table[number];
+        const int step = kIsUnfolded ? static_cast<int>(problem_.stride[1]) : 1;
+        const int entry = S::kIsPlain ? number * step : table[number];
         const int segment = S::kSideBySide ? entry >> 16 : 0;
         const int column = (S::kSideBySide ? entry & 0xffff : entry) - row.before;
-        bool exists = static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
+        bool exists =
+            kIsUnfolded || static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
         if constexpr (S::kSideBySide) {
             exists = exists && static_cast<unsigned>(segment) < static_cast<unsigned>(row.images);
         }
         return {segment, column, exists};
+    }
+
+    // Whether the i-th of an unfolded slice's taps meets an element of x.
+    static __device__ __forceinline__ bool meets(const Row& row, const Pixel& pixel,
+                                                 const Taps& taps, int i) {
+        const int column = pixel.column + taps.first + i * taps.step;
+        return pixel.exists && i < taps.count &&
+               static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
     // Writes a row's operands; whether there is infinity or NaN in x.
@@ -301,10 +350,9 @@ class RowLoader {
             static_cast<int>(reinterpret_cast<std::uintptr_t>(row.values) / sizeof(T));
         const auto of_channel = static_cast<int>(tensor.of_channel / std::int64_t{sizeof(T)});
         const auto of_image = static_cast<int>(tensor.of_image / std::int64_t{sizeof(T)});
+        const int row_values = tensor.load_bytes / static_cast<int>(sizeof(T));
         int offsets[kVector];
         const auto find_offsets = [&](int segment) {
-            const auto row_values =
-                static_cast<int>(problem_.load_bytes) / static_cast<int>(sizeof(T));
             const int step = row_values * static_cast<int>(problem_.segments);
             int place = row_values * segment, shift = begin + segment * of_image;
 #pragma unroll
@@ -321,7 +369,7 @@ class RowLoader {
         for (int slice = warp_; slice < slices; slice += kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
-            const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.load_bytes);
+            const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes);
             const T* rows[kVector];
             if constexpr (S::kIsPlain) {
 #pragma unroll
@@ -331,17 +379,29 @@ class RowLoader {
             }
             float sums[kVector] = {};
             // Some vectors at once, so that each need not wait for its own values.
-            const auto turn = [&](auto count, int first) {
+            Taps taps{};
+            const auto turn = [&](auto count, auto is_unfolded, int first) {
                 constexpr int kCount = decltype(count)::value;
+                constexpr bool kIsUnfolded = decltype(is_unfolded)::value;
                 T values[kCount][kVector];
 #pragma unroll
                 for (int i = 0; i < kCount; ++i) {
-                    const Pixel pixel = pixel_of(row, table, first + i * 32 + lane_);
-                    if constexpr (S::kSideBySide) find_offsets(pixel.segment);
+                    const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
+                    const T* taken = nullptr;
+                    if constexpr (kIsUnfolded) {
+                        const int shift =
+                            begin + taps.channel * of_channel + pixel.segment * of_image;
+                        taken = loaded + row_values * pixel.segment + (shift & (kAligned - 1)) +
+                                pixel.column + taps.first;
+                    } else if constexpr (S::kSideBySide) {
+                        find_offsets(pixel.segment);
+                    }
 #pragma unroll
                     for (int c = 0; c < kVector; ++c) {
                         values[i][c] = Element<T>::narrow(0);
-                        if (pixel.exists) {
+                        if constexpr (kIsUnfolded) {
+                            if (meets(row, pixel, taps, c)) values[i][c] = taken[c * taps.step];
+                        } else if (pixel.exists) {
                             values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
                                                        : loaded[offsets[c] + pixel.column];
                         }
@@ -349,21 +409,30 @@ class RowLoader {
                 }
 #pragma unroll
                 for (int i = 0; i < kCount; ++i) {
-                    convert<false>(values[i], factor, vectors + first + i * 32, low, &largest);
+                    write_operands<S, false>(values[i], factor, vectors + first + i * 32, low,
+                                             &largest);
                     if (sums_bias_ && !is_x) {
 #pragma unroll
-                        for (int c = 0; c < kVector; ++c) sums[c] += widened(values[i][c]);
+                        for (int c = 0; c < kVector; ++c) sums[c] += widened<S>(values[i][c]);
                     }
                 }
             };
-            int first = 0;
+            const auto turn_all = [&](auto is_unfolded) {
+                int first = 0;
 #pragma unroll 1
-            for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
-                turn(std::integral_constant<int, S::kAtOnce>{}, first);
-            }
+                for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
+                    turn(std::integral_constant<int, S::kAtOnce>{}, is_unfolded, first);
+                }
 #pragma unroll 1
-            for (; first + lane_ < pixels; first += 32) {
-                turn(std::integral_constant<int, 1>{}, first);
+                for (; first + lane_ < pixels; first += 32) {
+                    turn(std::integral_constant<int, 1>{}, is_unfolded, first);
+                }
+            };
+            if (S::kUnfolds && is_x) {
+                taps = taps_of(slice);
+                turn_all(std::bool_constant<S::kUnfolds>{});
+            } else {
+                turn_all(std::false_type{});
             }
             if (sums_bias_ && !is_x) {
 #pragma unroll
@@ -394,7 +463,7 @@ class RowLoader {
                 visit(is_x, row, table, [&](const T(&values)[kVector], int) {
 #pragma unroll
                     for (int c = 0; c < kVector; ++c) {
-                        const float magnitude = fabsf(widened(values[c]));
+                        const float magnitude = fabsf(widened<S>(values[c]));
                         if (magnitude_bits(magnitude) < kInfinityBits) {
                             finite = fmaxf(finite, magnitude);
                         }
@@ -413,7 +482,7 @@ class RowLoader {
                 const float factor = power_of_two(scale.exponent);
                 const int low = head_.tensors[is_x].low;
                 visit(is_x, row, table, [&](const T(&values)[kVector], int vector) {
-                    convert<true>(values, factor, vectors + vector, low, nullptr);
+                    write_operands<S, true>(values, factor, vectors + vector, low, nullptr);
                 });
             }
         }
@@ -429,76 +498,34 @@ class RowLoader {
         for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
 #pragma unroll 1
             for (int number = lane_; number < tensor.pixels; number += 32) {
-                const Pixel pixel = pixel_of(row, table, number);
-                auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column) +
-                            pixel.segment * tensor.of_image + slice * (kVector * tensor.of_channel);
                 T values[kVector];
-#pragma unroll
-                for (int c = 0; c < kVector; ++c) {
-                    values[c] =
-                        ptx::load_if(pixel.exists && slice * kVector + c < tensor.count,
-                                     reinterpret_cast<const T*>(from), Element<T>::narrow(0));
-                    from += tensor.of_channel;
+                if (S::kUnfolds && is_x) {
+                    read<S::kUnfolds>(is_x, row, table, slice, number, values);
+                } else {
+                    read<false>(is_x, row, table, slice, number, values);
                 }
                 visitor(values, slice * tensor.pixels + number);
             }
         }
     }
 
-    static __device__ __forceinline__ float widened(T value) {
-        return static_cast<float>(Element<T>::widen(value));
-    }
-
-    // Writes a vector's operands; finds the largest magnitude, or NaN. Only if it is careful
-    // infinity becomes no NaN when it is split.
-    template <bool kIsCareful>
-    static __device__ __forceinline__ void convert(const T (&values)[kVector], float factor,
-                                                   Operands* to, int low, float* largest) {
-        Operands high, rest;
+    // Reads a pixel's values of a slice from the tensor.
+    template <bool kIsUnfolded>
+    __device__ __forceinline__ void read(bool is_x, const Row& row, const int* table, int slice,
+                                         int number, T (&values)[kVector]) const {
+        const auto& tensor = head_.tensors[is_x];
+        const Pixel pixel = pixel_of<kIsUnfolded>(row, table, number);
+        const Taps taps = kIsUnfolded ? taps_of(slice) : Taps{};
+        auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column + taps.first) +
+                    pixel.segment * tensor.of_image + offset_of(is_x, slice);
 #pragma unroll
         for (int c = 0; c < kVector; ++c) {
-            if constexpr (!S::kScales) {
-                high.values[c] = values[c];
-            } else {
-                const float value = factor * values[c];
-                if constexpr (S::kParts == 2 && kIsCareful) {
-                    split(value, high.values[c], rest.values[c]);
-                } else {
-                    high.values[c] = Element<Operand>::narrow(value);
-                    if constexpr (S::kParts == 2) {
-                        rest.values[c] = Element<Operand>::narrow(
-                            value - Element<Operand>::widen(high.values[c]));
-                    }
-                }
-            }
+            const bool exists = kIsUnfolded ? meets(row, pixel, taps, c)
+                                            : pixel.exists && slice * kVector + c < tensor.count;
+            values[c] =
+                ptx::load_if(exists, reinterpret_cast<const T*>(from), Element<T>::narrow(0));
+            from += kIsUnfolded ? taps.step * static_cast<int>(sizeof(T)) : tensor.of_channel;
         }
-        if constexpr (S::kScales && !kIsCareful) {
-            float pairs[kVector / 2];
-#pragma unroll
-            for (int c = 0; c < kVector; c += 2) {
-                pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
-            }
-            *largest =
-                ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
-                                ptx::max_or_nan(pairs[2], pairs[3]));
-        }
-        if constexpr (!S::kScales && !kIsCareful) {
-            if (has_special(high)) *largest = __builtin_huge_valf();
-        }
-        to[0] = high;
-        if constexpr (S::kParts == 2) to[low] = rest;
-    }
-
-    // Whether all bits of some exponent are ones: then adding to the last of them carries.
-    static __device__ __forceinline__ bool has_special(const Operands& operands) {
-        constexpr bool kIsHalf = std::is_same_v<Operand, __half>;
-        constexpr unsigned kExponents = kIsHalf ? 0x7c007c00u : 0x7f807f80u;
-        constexpr unsigned kLast = kIsHalf ? 0x04000400u : 0x00800080u;
-        const auto& words = reinterpret_cast<const Vector<unsigned, kVector / 2>&>(operands);
-        unsigned carries = 0;
-#pragma unroll
-        for (int i = 0; i < kVector / 2; ++i) carries |= (words.values[i] & kExponents) + kLast;
-        return (carries & 0x80008000u) != 0;
     }
 
     __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
@@ -517,7 +544,7 @@ class RowLoader {
     typename WeightShared<S>::Head& head_;
     unsigned char *shared_, *loads_;
     float* biases_;  // of each filter, 32 lanes' sums
-    int warp_, lane_, first_row_, turn_ = 0;
+    int warp_, lane_, first_row_, first_slice_, turn_ = 0;
     bool sums_bias_;
     LineWalk line_;       // that is brought
     Ring stage_;          // of lines
@@ -529,6 +556,7 @@ class RowLoader {
     // What is to be loaded next.
     LineWalk next_line_;
     int next_row_ = 0, next_slice_ = 0;
+    std::uintptr_t next_begin_;  // of the row of the block's first channel
     Slice<S> next_;
 };
 

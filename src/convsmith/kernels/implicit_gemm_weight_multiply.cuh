@@ -1,8 +1,9 @@
 // What a multiplying warpgroup does for the weight gradient: adds up S::kSlots units' products,
-// line after line, and hands the sums on.
+// line after line, and hands the sums on to the workspace before they get too long.
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
+#include "ptx/add.cuh"
 #include "ptx/shuffle.cuh"
 #include "ptx/warpgroup.cuh"
 
@@ -22,13 +23,15 @@ class WeightMultiplier {
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) {
             exponents_[slot] = 0;
-#pragma unroll
-            for (int i = 0; i < kValues; ++i) sums_[slot][i] = 0;
+            clear(sums_[slot]);
         }
     }
 
-    __device__ __forceinline__ void multiply(int lines) {
+    // Adds up so many lines. The sums of unit u are written where [u][value][thread] is.
+    __device__ __forceinline__ void multiply(int lines, float* partial) {
         Ring line;
+        bool is_first = true;
+        int kept = 0;  // lines that are in the sums
 #pragma unroll 1
         for (; lines > 0; --lines) {
             ptx::mbarrier_wait(head_.full + line.stage, line.parity);
@@ -51,11 +54,27 @@ class WeightMultiplier {
             }
             if (threadIdx.x % 32 == 0) ptx::mbarrier_arrive(head_.empty + line.stage);
             line.advance(static_cast<int>(problem_.lines));
+            if (++kept < kLinesKept && lines > 1) continue;
+            hand_on(partial, is_first);
+            is_first = false;
+            kept = 0;
         }
     }
 
-    // Writes the sums of unit u where [u][value][thread] is.
-    __device__ __forceinline__ void store(float* partial) const {
+  private:
+    // Pixels that are added to the same sums. The tensor cores truncate when they add, which is a
+    // bias that grows with the length of a sum; where products are added with rounding, they have
+    // those of kSumPixels at once.
+    static constexpr int kKeptPixels = S::kProducts == 1 ? 8192 : 1024, kSumPixels = 32;
+    static constexpr int kLinesKept = kKeptPixels / S::kPixels;
+
+    static __device__ __forceinline__ void clear(float (&sums)[kValues]) {
+#pragma unroll
+        for (int i = 0; i < kValues; ++i) sums[i] = 0;
+    }
+
+    // Writes the sums to memory, or adds them to what is there; and begins anew.
+    __device__ __forceinline__ void hand_on(float* partial, bool is_first) {
         const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) {
@@ -66,12 +85,17 @@ class WeightMultiplier {
             float* to = partial + unit * S::kUnitValues + thread;
 #pragma unroll
             for (int i = 0; i < kValues; ++i) {
-                to[i * ptx::kWarpgroup] = sums_[slot][i] * factors[0] * factors[1];
+                const float sum = sums_[slot][i] * factors[0] * factors[1];
+                if (is_first) {
+                    to[i * ptx::kWarpgroup] = sum;
+                } else {
+                    ptx::add_to_memory(to + i * ptx::kWarpgroup, sum);
+                }
             }
+            clear(sums_[slot]);
         }
     }
 
-  private:
     // A warpgroup's missing units are its first one again, and are not stored.
     __device__ __forceinline__ const Places& places(int slot) const {
         const int unit = warpgroup_ * S::kSlots + slot;
@@ -134,29 +158,33 @@ class WeightMultiplier {
         ptx::wgmma_wait_group<0>();
     }
 
-    // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
-    // of a line, begin with the low parts' products, which are small, and are added to the sums
-    // with rounding.
+    // The same with split operands: the tensor cores' sums are of kSumPixels, begin with the low
+    // parts' products, which are small, and are added to those of all lines with rounding.
     __device__ __forceinline__ void add_line_in_parts(int stage) {
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) {
-            float products[kValues];
             const std::uint64_t a = filters(slot, stage), b = channels(slot, stage);
-            ptx::wgmma_fence();
 #pragma unroll
-            for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
-                const auto high = ptx::moved(a, pixel), high_b = ptx::moved(b, pixel);
-                multiply_by(products, high, ptx::moved(high_b, parts_.x_vectors), pixel > 0);
-                multiply_by(products, ptx::moved(high, parts_.y_vectors), high_b, true);
+            for (int first = 0; first < S::kPixels; first += kSumPixels) {
+                const int end = min(first + kSumPixels, S::kPixels);
+                float products[kValues];
+                ptx::wgmma_fence();
+#pragma unroll
+                for (int pixel = first; pixel < end; pixel += ptx::kWgmmaTerms) {
+                    const auto high = ptx::moved(a, pixel), high_b = ptx::moved(b, pixel);
+                    multiply_by(products, high, ptx::moved(high_b, parts_.x_vectors),
+                                pixel > first);
+                    multiply_by(products, ptx::moved(high, parts_.y_vectors), high_b, true);
+                }
+#pragma unroll
+                for (int pixel = first; pixel < end; pixel += ptx::kWgmmaTerms) {
+                    multiply_by(products, ptx::moved(a, pixel), ptx::moved(b, pixel), true);
+                }
+                ptx::wgmma_commit_group();
+                ptx::wgmma_wait_group<0>();
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) sums_[slot][i] += products[i];
             }
-#pragma unroll
-            for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
-                multiply_by(products, ptx::moved(a, pixel), ptx::moved(b, pixel), true);
-            }
-            ptx::wgmma_commit_group();
-            ptx::wgmma_wait_group<0>();
-#pragma unroll
-            for (int i = 0; i < kValues; ++i) sums_[slot][i] += products[i];
         }
     }
 

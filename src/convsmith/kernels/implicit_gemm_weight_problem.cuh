@@ -12,6 +12,10 @@
 // the stride that it meets.
 //
 // A block's sums are of up to kUnits UNITS: 64 filters, S::kColumns channels and one tap each.
+//
+// Few channels are unfolded: each has a filter row's taps as channels of its own, filled up to
+// whole vectors, and only the filter's rows are taps. Unfolded channel s of c is, in a line's
+// pixel, what tap s meets in x.
 #pragma once
 
 #include "implicit_gemm_pack.cuh"
@@ -35,7 +39,10 @@ struct WeightProblem {
     std::int64_t row_step;       // from a row of x that may be met to the next
     std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
     std::int64_t lines, rows;    // of the rings
-    std::int64_t load_bytes;     // of a channel's row, as it is loaded
+    std::int64_t x_columns;      // of x that a line of one image reaches over
+    std::int64_t load_bytes[2];  // of a channel's row of dy, and of x, as it is loaded
+    std::int64_t slice_bytes;    // of a slice that is loaded
+    std::int64_t row_taps;       // unfolded, of a filter row
     std::int64_t splits;         // of all lines, each with its own partial sums
 };
 
@@ -51,10 +58,10 @@ struct Tensors {
 
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
 // warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels. They are of
-// several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of x
-// and of dy, it is plain.
+// several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of dy
+// and, unless it is unfolded, of x, it is plain.
 template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
-          bool kIsPlain_, int kLoads_>
+          bool kIsPlain_, bool kUnfolds_, int kLoads_>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -63,7 +70,7 @@ struct WeightGradient {
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
-    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
+    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_, kUnfolds = kUnfolds_;
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3;    // warpgroups, and one that loads
     static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
@@ -75,6 +82,11 @@ struct WeightGradient {
     static constexpr int kLoaderRegisters = 4 * 128 - kConsumers * kConsumerRegisters;
     static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
+
+    // Slices that a channel of x is unfolded to.
+    static __host__ __device__ int slices_of_channel(const WeightProblem& problem) {
+        return (static_cast<int>(problem.row_taps) + kVector - 1) / kVector;
+    }
 };
 
 // Which sums a block has.
@@ -201,8 +213,10 @@ struct WeightShared {
     struct Tensor {
         std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
         std::int64_t of_image, of_channel, of_row;  // strides, in bytes
+        std::int64_t last;          // from the first channel's row to the last one's
         int count, slices, pixels;  // channels of the block that exist; of a row of kVector
         int table, low;             // where the pixels' table begins, and low parts' vectors
+        int load_bytes;             // of a channel's row
     };
     struct Head {
         Tensor tensors[2];
@@ -220,7 +234,7 @@ struct WeightShared {
     int y_vectors, x_vectors;                // of one part of a row
     int y_bytes, x_bytes;                    // of a row
     int y, x, loads, tables, biases, bytes;  // offsets
-    int load_bytes;                          // of kVector channels of a row
+    int slice_bytes;
 
     __host__ __device__ WeightShared(const WeightProblem& problem, bool has_bias) {
         const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
@@ -229,11 +243,11 @@ struct WeightShared {
         x_vectors = channels / kVector * pixels_of_x(problem);
         y_bytes = 16 * S::kParts * y_vectors;
         x_bytes = 16 * S::kParts * x_vectors;
-        load_bytes = kVector * static_cast<int>(problem.segments * problem.load_bytes);
+        slice_bytes = static_cast<int>(problem.slice_bytes);
         y = kHeadBytes;
         x = y + static_cast<int>(problem.lines) * y_bytes;
         loads = x + static_cast<int>(problem.rows) * x_bytes;
-        tables = loads + kLoadingWarps * S::kLoads * load_bytes;
+        tables = loads + kLoadingWarps * S::kLoads * slice_bytes;
         biases = tables + (pixels_of_x(problem) + S::kPixels + 3) / 4 * 16;
         bytes = biases + (has_bias ? filters * 32 * 4 : 0);
     }

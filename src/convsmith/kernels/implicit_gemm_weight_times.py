@@ -12,7 +12,7 @@ from convsmith.spec import ConvSpec
 CYCLES = 1700.0
 PRODUCT_CYCLES = {64: 60, 32: 12, 16: 8}  # of 64 filters, 16 pixels, by channels
 LOADED_VECTORS = {1: 925.0, 3: 490.0}  # by the number of products
-STRIDED_SHARE = 0.75  # of that rate, where neighbours are no neighbours in memory
+STRIDED_SHARE = 0.75  # of that rate, where neighbours are no neighbours in memory, or unfolded
 LOADED_SLICES = 46.0  # beside their vectors, of each image
 LINE_US = 1.9
 WAITED_FOR = 1.5  # where a warp has nothing else on its way
@@ -32,7 +32,8 @@ def line_us(configuration: WeightConfiguration) -> float:
     of_x = configuration.advance * channels * configuration.columns // 8
     vectors = filters * 8 * line.y_pixels + of_x * configuration.phases * line.x_pixels
     slices = filters * 8 + of_x
-    rate = LOADED_VECTORS[products] * (STRIDED_SHARE if configuration.phases > 1 else 1)
+    strided = configuration.phases > 1 or configuration.unfolds
+    rate = LOADED_VECTORS[products] * (STRIDED_SHARE if strided else 1)
     load = vectors / rate + slices * line.segments / LOADED_SLICES
     if configuration.loads == 1:
         load *= WAITED_FOR

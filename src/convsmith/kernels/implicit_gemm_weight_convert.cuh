@@ -1,0 +1,69 @@
+// Vectors of dy and of x on their way to 16-bit operands.
+#pragma once
+
+#include "implicit_gemm_weight_problem.cuh"
+#include "ptx/max.cuh"
+
+namespace convsmith::implicit_gemm {
+
+template <typename S>
+__device__ __forceinline__ float widened(typename S::Value value) {
+    return static_cast<float>(Element<typename S::Value>::widen(value));
+}
+
+// Whether all bits of some exponent are ones: then adding to the last of them carries.
+template <typename Operand>
+__device__ __forceinline__ bool has_special(const Vector<Operand, kVector>& operands) {
+    constexpr bool kIsHalf = std::is_same_v<Operand, __half>;
+    constexpr unsigned kExponents = kIsHalf ? 0x7c007c00u : 0x7f807f80u;
+    constexpr unsigned kLast = kIsHalf ? 0x04000400u : 0x00800080u;
+    const auto& words = reinterpret_cast<const Vector<unsigned, kVector / 2>&>(operands);
+    unsigned carries = 0;
+#pragma unroll
+    for (int i = 0; i < kVector / 2; ++i) carries |= (words.values[i] & kExponents) + kLast;
+    return (carries & 0x80008000u) != 0;
+}
+
+// Writes a vector's operands; finds the largest magnitude, or NaN. Only if it is careful infinity
+// becomes no NaN when it is split.
+template <typename S, bool kIsCareful>
+__device__ __forceinline__ void write_operands(const typename S::Value (&values)[kVector],
+                                               float factor,
+                                               Vector<typename S::Operand, kVector>* to, int low,
+                                               float* largest) {
+    using Operand = typename S::Operand;
+    Vector<Operand, kVector> high, rest;
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) {
+        if constexpr (!S::kScales) {
+            high.values[c] = values[c];
+        } else {
+            const float value = factor * values[c];
+            if constexpr (S::kParts == 2 && kIsCareful) {
+                split(value, high.values[c], rest.values[c]);
+            } else {
+                high.values[c] = Element<Operand>::narrow(value);
+                if constexpr (S::kParts == 2) {
+                    rest.values[c] =
+                        Element<Operand>::narrow(value - Element<Operand>::widen(high.values[c]));
+                }
+            }
+        }
+    }
+    if constexpr (S::kScales && !kIsCareful) {
+        float pairs[kVector / 2];
+#pragma unroll
+        for (int c = 0; c < kVector; c += 2) {
+            pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
+        }
+        *largest = ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
+                                   ptx::max_or_nan(pairs[2], pairs[3]));
+    }
+    if constexpr (!S::kScales && !kIsCareful) {
+        if (has_special(high)) *largest = __builtin_huge_valf();
+    }
+    to[0] = high;
+    if constexpr (S::kParts == 2) to[low] = rest;
+}
+
+}  // namespace convsmith::implicit_gemm
