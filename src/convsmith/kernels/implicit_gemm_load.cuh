@@ -58,6 +58,7 @@ class PatchLoader {
 #pragma unroll 1
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
              tile += static_cast<int>(gridDim.x)) {
+            if (S::kInterleaves && !meets_taps(TileWalk<S>(problem_, tile).tile())) continue;
 #pragma unroll 1
             for (int channel = 0; channel < S::channels(problem_); channel += S::kBlockChannels) {
                 load_patch(tile, channel);
@@ -67,6 +68,10 @@ class PatchLoader {
 
   private:
     static constexpr int kNone = INT_MIN;  // the place of what is padding
+
+    __device__ __forceinline__ bool meets_taps(const Tile& tile) const {
+        return taps_of<S>(problem_, head_, tile).count > 0;
+    }
 
     // The input row (or column) of a pixel of a phase, from the first one of the patch.
     __device__ __forceinline__ int step_to(int index, int phase, int axis) const {
@@ -165,6 +170,9 @@ class PatchLoader {
     // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
     // threads may still be copying the tile before.
     __device__ __forceinline__ void begin_tile() {
+        if constexpr (S::kInterleaves) {
+            while (next_.exists() && !meets_taps(next_.tile())) next_.advance();
+        }
         if (!next_.exists()) return;
         const Corner corner = corner_of(next_.tile());
         next_table_ ^= 1;
@@ -426,22 +434,28 @@ class WeightLoader {
     __device__ __forceinline__ void load(const Tile& tile) {
         constexpr int kRings = S::kSplitsFilters ? 2 : 1;
         const int stages = static_cast<int>(problem_.weight_stages);
-        const int count = S::channel_blocks(problem_) * (S::padded_taps(problem_) / S::kStageTaps);
+        const int blocks = S::channel_blocks(problem_);
+        const int most = S::padded_taps(problem_) / S::kStageTaps;  // stages of a channel block
+        const int count = taps_of<S>(problem_, head_, tile).count / S::kStageTaps;
         const std::int64_t first =
             (tile.group * filter_blocks<S>(problem_) + tile.first_filter / S::kFilters) *
             std::int64_t{kRings};
 #pragma unroll 1
-        for (int i = 0; i < count; ++i) {
+        for (int block = 0; block < blocks; ++block) {
+#pragma unroll 1
+            for (int i = 0; i < count; ++i) {
 #pragma unroll
-            for (int ring = 0; ring < kRings; ++ring) {
-                ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
-                ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
-                ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
-                ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
-                                   packed_ + ((first + ring) * count + i) * S::kStageBytes,
-                                   S::kStageBytes, full);
+                for (int ring = 0; ring < kRings; ++ring) {
+                    const auto* from =
+                        packed_ + (((first + ring) * blocks + block) * most + i) * S::kStageBytes;
+                    ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
+                    ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
+                    ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
+                    ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
+                                       from, S::kStageBytes, full);
+                }
+                ring_.advance(stages);
             }
-            ring_.advance(stages);
         }
     }
 

@@ -4,12 +4,18 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import HALF, SHAPES, SINGLE_SHAPES, Configuration, Halves
-from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.kernels.implicit_gemm_cut import (
+    HALF,
+    ROWS_OF_BLOCK,
+    SHAPES,
+    SINGLE_SHAPES,
+    Configuration,
+    Halves,
+)
+from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Precision
 
-ROWS_OF_BLOCK = 64
 VECTOR = 8
 SECTOR_BYTES = 32
 WGMMA_TERMS = 16
@@ -28,9 +34,18 @@ MANY_CHANNELS = 128
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
-    forward = forward_of(spec)
+    attempts = [
+        (rounds(forward, one) * tile_us(forward, one), one)
+        for forward in forwards_of(spec)
+        for one in fitting_tilings(spec, forward, multiprocessors)
+    ]
+    return min(attempts, key=lambda timed: timed[0])[1] if attempts else None
+
+
+def fitting_tilings(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
+    """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     products = 3 if spec.precision is Precision.FLOAT32 else 1
-    compensates = products == 3 and needs_compensation(forward, spec.direction)
+    compensates = products == 3 and needs_compensation(forward, spec)
     shapes = SINGLE_SHAPES if compensates else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
@@ -40,21 +55,21 @@ def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | Non
         ]
         fitting = [one for one in attempts if one is not None]
         if fitting:
-            return min(fitting, key=lambda one: rounds(forward, one) * tile_us(forward, one))
-    return None
+            return fitting
+    return []
 
 
-def needs_compensation(forward: Forward, direction: Direction) -> bool:
+def needs_compensation(forward: Forward, spec: ConvSpec) -> bool:
     """Whether sums of the float32 class err more than cuDNN's unless they are compensated.
 
     They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
     forwards of small planes, and in input gradients of many filters or with dilation.
     """
-    if forward.terms < LONG_SUM[direction]:
+    if forward.terms < LONG_SUM[spec.direction]:
         return False
-    if direction is Direction.FORWARD:
+    if spec.direction is Direction.FORWARD:
         return max(forward.out_size) <= SMALL_PLANE
-    return forward.channels >= MANY_CHANNELS or forward.dilation != (1, 1)
+    return forward.channels >= MANY_CHANNELS or spec.dilation != (1, 1)
 
 
 def attempt(
@@ -71,10 +86,14 @@ def attempt(
     tile = (shape.rows * (1 if splits_filters else 2), shape.width)
     unfolds = spec.channels < LEAST_GROUP_CHANNELS
     channels = unfolded_channels(spec) if unfolds else spec.channels
-    taps = 1 if unfolds else math.prod(kernel)
+    tap_counts = (1,) if unfolds else spec.tap_counts
+    if unfolds and len(spec.tap_counts) > 1:
+        return None
     stride = spec.stride[0]
     phases, reach = [1, 1], [0, 0]
-    if not unfolds:
+    if spec.phases is not None and not unfolds:
+        reach = list(spec.reach)
+    elif not unfolds:
         for axis, (one, step, dilation) in enumerate(
             zip(kernel, spec.stride, spec.dilation, strict=True)
         ):
@@ -84,20 +103,23 @@ def attempt(
             )
     patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     pixels = math.prod(phases) * patch_rows * pitch
-    needed = (spec.out_size[0] - 1) * stride + (kernel[0] - 1) * spec.dilation[0] + 1
+    needed = (spec.out_size[0] - 1) * stride + spec.reach[0] + 1
     tall_height = -(-needed // stride) * stride
     if unfolds:
         tall_height = spec.out_size[0] * stride
     rings = 2 if splits_filters else 1
     block_filters = ROWS_OF_BLOCK * rings
-    filter_blocks = -(-spec.filters // block_filters)
-    stage_taps = choose_stage_taps(taps)
-    padded_taps = -(-taps // stage_taps) * stage_taps
+    filter_blocks = len(tap_counts) * -(-spec.filters // block_filters)
+    stage_taps = choose_stage_taps(tap_counts)
+    all_taps = [-(-count // stage_taps) * stage_taps for count in tap_counts]
+    padded_taps = max(all_taps)
+    if len(all_taps) * padded_taps > MOST_TAPS:
+        return None
     itemsize = spec.itemsize
     at_once = 1 if itemsize == 4 and not unfolds else 2
     group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
     tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
-    for block_channels, patch_stages, weight_stages in rings_to_try(channels, taps):
+    for block_channels, patch_stages, weight_stages in rings_to_try(channels, max(tap_counts)):
         channel_blocks = -(-channels // block_channels)
         stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
         all_stages = channel_blocks * padded_taps // stage_taps
@@ -118,10 +140,13 @@ def attempt(
             -(-spec.out_size[1] // tile[1]),
         )
         padded = spec.groups * filter_blocks * block_filters
+        all_tiles = math.prod(tiles) * spec.groups * filter_blocks
         packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
         return Configuration(
             products=products,
             compensates=compensates,
+            apart=spec.phases is not None and spec.phases.apart > 1,
+            filter_blocks=filter_blocks,
             splits_filters=splits_filters,
             unfolds=unfolds,
             shape=shape,
@@ -140,8 +165,9 @@ def attempt(
             stores_runs=not shape.is_narrow and spec.out_strides[3] == 1,
             stage_taps=stage_taps,
             padded_taps=padded_taps,
+            met_taps=sum(all_taps) / len(all_taps),
             tiles=tiles,
-            blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
+            blocks=choose_blocks(all_tiles, multiprocessors, len(tap_counts)),
             shared_bytes=shared,
             workspace_bytes=packed + 4 * padded,
         )
@@ -185,6 +211,16 @@ def stores_pairs(forward: Forward, shape: Halves) -> bool:
     return columns == 1 and forward.out_size[1] % 2 == 0 and aligned
 
 
-def choose_stage_taps(taps: int) -> int:
+def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
+    """Blocks of the grid. Each comes across filter blocks of all kinds, which take turns."""
+    if tiles <= multiprocessors:
+        return tiles
+    return next(one for one in range(multiprocessors, 0, -1) if math.gcd(one, kinds) == 1)
+
+
+def choose_stage_taps(counts: tuple[int, ...]) -> int:
     """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
-    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.1 / one))
+    return min(
+        (4, 3, 2, 1),
+        key=lambda one: sum(-(-count // one) for count in counts) * one * (1 + 0.1 / one),
+    )
