@@ -261,33 +261,61 @@ class Store {
         }
     }
 
-    // Some column phases of a channel are neighbours in x: they are stored together.
+    // Stores eight filters that are phases. What infinity times zero has spoilt is computed anew.
     __device__ __forceinline__ void store_phases(int group, const Corner& corner, int first) const {
+        bool has_nan = false;
+        visit_phases(group, corner, first,
+                     [&](float value, T* to, const PhaseFilter&, int, int, int) {
+                         *to = Element<T>::narrow(value);
+                         has_nan = has_nan || value != value;
+                     });
+        if (!has_nan) return;
+        visit_phases(
+            group, corner, first,
+            [&](float value, T* to, const PhaseFilter& filter, int image, int h, int w) {
+                if (value == value) return;
+                *to = Element<T>::narrow(input_gradient<S>(
+                    problem_, tensors_.input, tensors_.weight, image, group, filter.channel, h, w));
+            });
+    }
+
+    // Calls `visitor` for the sums of eight filters that are phases: with a sum, where it belongs,
+    // its filter, image, row and column. Some column phases of a channel, which are neighbours in
+    // x, come together, and rows in whole sectors, as in store_runs.
+    template <typename Visitor>
+    __device__ __forceinline__ void visit_phases(int group, const Corner& corner, int first,
+                                                 const Visitor& visitor) const {
+        constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
         const OutPhases& out = problem_.out_phases;
         const auto together = static_cast<int>(out.together);
 #pragma unroll 1
         for (int f = 0; f < 8; f += together) {
             const PhaseFilter filter = phase_filter(problem_, first + f);
             if (!filter.exists) continue;
-            T* image = tensors_.out + corner.first_image * problem_.out_strides[0] +
+            T* plane = tensors_.out + corner.first_image * problem_.out_strides[0] +
                        (group * out.channels + filter.channel) * problem_.out_strides[1];
-            const int phase = lane_ % together;
+            const int first_h = corner.row * static_cast<int>(out.stride[0]) + filter.phase[0];
+            const int first_w = corner.column * static_cast<int>(out.stride[1]) + filter.phase[1];
+            const T* begin = plane + first_h * out.x_strides[0] + first_w * out.x_strides[1];
+            const auto before = problem_.half_columns == 8
+                                    ? 0
+                                    : static_cast<int>(reinterpret_cast<std::uintptr_t>(begin) /
+                                                       sizeof(T) % kSector);
+            const int lane = lane_ + 32 - before, phase = lane % together;
             const float* row = staging_ + (f + phase) * Shared<S>::kStagingPitch;
-#pragma unroll 2
-            for (int pixel = lane_ / together; pixel < kHalf; pixel += 32 / together) {
+#pragma unroll 4
+            for (int pixel = (lane - 32 - phase) / together; pixel < kHalf;
+                 pixel += 32 / together) {
+                if (pixel < 0) continue;
                 const Position at = position_of(corner, pixel);
+                const int image = corner.first_image + at.image;
                 const int h = at.row * static_cast<int>(out.stride[0]) + filter.phase[0];
                 const int w = at.column * static_cast<int>(out.stride[1]) + filter.phase[1] + phase;
-                if (corner.first_image + at.image < static_cast<int>(problem_.images) &&
+                if (image < static_cast<int>(problem_.images) &&
                     h < static_cast<int>(out.x_size[0]) && w < static_cast<int>(out.x_size[1])) {
-                    float value = row[pixel];
-                    if (value != value) {
-                        value = input_gradient<S>(problem_, tensors_.input, tensors_.weight,
-                                                  corner.first_image + at.image, group,
-                                                  filter.channel, h, w);
-                    }
-                    image[at.image * problem_.out_strides[0] + h * out.x_strides[0] +
-                          w * out.x_strides[1]] = Element<T>::narrow(value);
+                    T* to = plane + at.image * problem_.out_strides[0] + h * out.x_strides[0] +
+                            w * out.x_strides[1];
+                    visitor(row[pixel], to, filter, image, h, w);
                 }
             }
         }
