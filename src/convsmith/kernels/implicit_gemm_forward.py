@@ -99,22 +99,23 @@ def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
 
 def phased_forward_of(spec: ConvSpec, apart: bool) -> Forward:
     """The forward convolution that computes ``spec``, an input gradient of a stride."""
-    channels = spec.weight_shape[1]
-    filters = spec.out_channels // spec.groups
+    batch, _, height, width = spec.input_shape
+    out_channels, channels, *kernel = spec.weight_shape
+    filters = out_channels // spec.groups
     of_filter, of_channel, of_row, of_column = spec.weight_strides
     of_image, of_plane, *of_place = spec.input_strides
     rows, columns = phase_taps(spec, 0, apart), phase_taps(spec, 1, False)
     down, across = spec.stride
     phases = Phases(
-        *(channels, (spec.height, spec.width), spec.kernel_size),
+        *(channels, (height, width), (kernel[0], kernel[1])),
         *(spec.stride, spec.padding, spec.dilation, (of_place[0], of_place[1])),
         apart=down if apart else 1,
         most_taps=max(rows.counts) * max(columns.counts),
     )
     return Forward(
-        *(spec.dtype.itemsize, spec.batch, spec.groups, filters),
+        *(spec.dtype.itemsize, batch, spec.groups, filters),
         channels * across * (1 if apart else down),
-        *(spec.output_size, (-(-spec.height // down), -(-spec.width // across))),
+        *(spec.output_size, (-(-height // down), -(-width // across))),
         *((rows.count, columns.count), (1, 1), (rows.before, columns.before)),
         *((rows.step, columns.step), (rows.reach, columns.reach)),
         *(spec.output_strides, (of_image, of_plane, down * of_place[0], across * of_place[1])),

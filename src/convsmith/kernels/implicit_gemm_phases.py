@@ -41,7 +41,7 @@ def phase_taps(spec: ConvSpec, axis: int, apart: bool) -> PhaseTaps:
     met = [
         [
             (phase + padding - dilation * index) // stride
-            for index in range(spec.kernel_size[axis])
+            for index in range(spec.weight_shape[2 + axis])
             if (phase + padding - dilation * index) % stride == 0
         ]
         for phase in range(stride)
