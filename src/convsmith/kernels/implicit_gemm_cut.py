@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from convsmith.spec import Pair
 
 HALF = 128  # pixels
+ROWS_OF_BLOCK = 64  # filters of a warpgroup
 
 
 @dataclass(frozen=True)
@@ -56,6 +57,8 @@ class Configuration:
         unfolds: each channel and column of the filter is a channel of its own.
         piece: elements of an unfolded vector that are copied as one.
         lead: zeros before the first column of unfolded filters.
+        apart: row phases of an input gradient of a stride have filter blocks of their own.
+        filter_blocks: of a group.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
@@ -70,6 +73,7 @@ class Configuration:
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
         stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
+        met_taps: of a tile, in the mean, with those that fill its last stage.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
@@ -79,6 +83,8 @@ class Configuration:
 
     products: int
     compensates: bool
+    apart: bool
+    filter_blocks: int
     splits_filters: bool
     unfolds: bool
     piece: int
@@ -103,7 +109,13 @@ class Configuration:
     stores_runs: bool
     stage_taps: int
     padded_taps: int
+    met_taps: float
     tiles: Pair
     blocks: int
     shared_bytes: int
     workspace_bytes: int
+
+    @property
+    def block_filters(self) -> int:
+        """Filters that a block multiplies with a tile."""
+        return 2 * ROWS_OF_BLOCK if self.splits_filters else ROWS_OF_BLOCK

@@ -57,6 +57,7 @@ class PatchLoader {
 #pragma unroll 1
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
              tile += static_cast<int>(gridDim.x)) {
+            if (S::kInterleaves && !meets_taps(TileWalk<S>(problem_, tile).tile())) continue;
 #pragma unroll 1
             for (int channel = 0; channel < S::channels(problem_); channel += S::kBlockChannels) {
                 load_patch(tile, channel);
@@ -69,6 +70,10 @@ class PatchLoader {
 
     __device__ __forceinline__ bool is_flat() const {
         return S::kUnfolds && problem_.flat_columns != 0;
+    }
+
+    __device__ __forceinline__ bool meets_taps(const Tile& tile) const {
+        return taps_of<S>(problem_, head_, tile).count > 0;
     }
 
     // The input row (or column) of a pixel of a phase, from the first one of the patch.
@@ -177,6 +182,9 @@ class PatchLoader {
     // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
     // threads may still be copying the tile before.
     __device__ __forceinline__ void begin_tile() {
+        if constexpr (S::kInterleaves) {
+            while (next_.exists() && !meets_taps(next_.tile())) next_.advance();
+        }
         if (!next_.exists()) return;
         const Corner corner = corner_of(next_.tile());
         next_table_ ^= 1;
@@ -244,18 +252,7 @@ class PatchLoader {
             const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
             Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
             if constexpr (S::kUnfolds) pixel.column = columns()[next_pixel_];
-            if (S::kPiece > 1 && copies_pieces_) {
-                copy_pieces<kAllExist>(to, i, pixel);
-            } else {
-                visit_channels<kAllExist>(
-                    next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
-                        if constexpr (sizeof(T) == 4) {
-                            ptx::cp_async<4>(to + loaded(i, c), from, exists);
-                        } else {
-                            values[i][c] = ptx::load_if(exists, from, Element<T>::narrow(0));
-                        }
-                    });
-            }
+            copy_vector<kAllExist>(to, i, pixel, values[i]);
             next_pixel_ += kThreads;
             wrap_pixel();
         }
@@ -266,6 +263,26 @@ class PatchLoader {
                 for (int c = 0; c < kVector; ++c) to[loaded(i, c)] = values[i][c];
             }
         }
+    }
+
+    // Begins to copy a group's i-th vector; `values` are what is not copied but has been read.
+    template <bool kAllExist>
+    __device__ __forceinline__ void copy_vector(T* to, int i, const Pixel& pixel,
+                                                T (&values)[kVector]) const {
+        if constexpr (S::kPiece > 1) {
+            if (copies_pieces_) {
+                copy_pieces<kAllExist>(to, i, pixel);
+                return;
+            }
+        }
+        visit_channels<kAllExist>(
+            next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
+                if constexpr (sizeof(T) == 4) {
+                    ptx::cp_async<4>(to + loaded(i, c), from, exists);
+                } else {
+                    values[c] = ptx::load_if(exists, from, Element<T>::narrow(0));
+                }
+            });
     }
 
     // Where element c of a group's i-th vector is, of this thread's.
@@ -496,22 +513,28 @@ class WeightLoader {
     __device__ __forceinline__ void load(const Tile& tile) {
         constexpr int kRings = S::kSplitsFilters ? 2 : 1;
         const int stages = static_cast<int>(problem_.weight_stages);
-        const int count = S::channel_blocks(problem_) * (S::padded_taps(problem_) / S::kStageTaps);
+        const int blocks = S::channel_blocks(problem_);
+        const int most = S::padded_taps(problem_) / S::kStageTaps;  // stages of a channel block
+        const int count = taps_of<S>(problem_, head_, tile).count / S::kStageTaps;
         const std::int64_t first =
             (tile.group * filter_blocks<S>(problem_) + tile.first_filter / S::kFilters) *
             std::int64_t{kRings};
 #pragma unroll 1
-        for (int i = 0; i < count; ++i) {
+        for (int block = 0; block < blocks; ++block) {
+#pragma unroll 1
+            for (int i = 0; i < count; ++i) {
 #pragma unroll
-            for (int ring = 0; ring < kRings; ++ring) {
-                ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
-                ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
-                ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
-                ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
-                                   packed_ + ((first + ring) * count + i) * S::kStageBytes,
-                                   S::kStageBytes, full);
+                for (int ring = 0; ring < kRings; ++ring) {
+                    const auto* from =
+                        packed_ + (((first + ring) * blocks + block) * most + i) * S::kStageBytes;
+                    ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
+                    ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
+                    ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
+                    ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
+                                       from, S::kStageBytes, full);
+                }
+                ring_.advance(stages);
             }
-            ring_.advance(stages);
         }
     }
 

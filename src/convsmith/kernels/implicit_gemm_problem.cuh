@@ -28,6 +28,19 @@ inline constexpr int kVector = 8;        // channels that lie together: 16 bytes
 inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has S::kHalves of them
 inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
+inline constexpr int kMostApart = 32;
+
+// What the input gradient of a stride is beside the convolution of dy that computes it; see
+// implicit_gemm_phases.cuh.
+struct OutPhases {
+    std::int64_t channels;                            // of a group of x
+    std::int64_t x_size[2], kernel_size[2];           // of the convolution whose
+    std::int64_t stride[2], padding[2], dilation[2];  // gradient it is
+    std::int64_t x_strides[2];                        // of rows and columns of dx
+    std::int64_t filters;                             // of a row phase
+    std::int64_t apart;     // row phases whose filters have blocks of their own: all, or 1
+    std::int64_t together;  // column phases that a warp stores at once: a power of two, to 8
+};
 
 struct Problem {
     std::int64_t images, groups, channels, filters;  // the latter two of a group
@@ -53,6 +66,7 @@ struct Problem {
     std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
     std::int64_t blocks;          // of the grid
+    OutPhases out_phases;
 };
 
 // A tile of outputs and where it lies: filters of a group, and a rectangle of tall outputs.
@@ -68,9 +82,10 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
-// their own (kSplitsFilters), or the other way round.
+// their own (kSplitsFilters), or the other way round. The outputs of filters may interleave
+// (kInterleaves): they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, bool kCompensates_>
+          int kPiece_, int kAhead_, int kStageTaps_, bool kCompensates_, bool kInterleaves_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -80,6 +95,7 @@ struct Convolution {
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr bool kSplitsFilters = kSplitsFilters_;
     static constexpr bool kUnfolds = kUnfolds_;
+    static constexpr bool kInterleaves = kInterleaves_;
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
@@ -133,12 +149,16 @@ struct Convolution {
     static __host__ __device__ int tap_columns(const Problem& problem) {
         return kUnfolds ? 1 : static_cast<int>(problem.kernel_size[1]);
     }
-    static __host__ __device__ int taps(const Problem& problem) {
-        return static_cast<int>(problem.kernel_size[0]) * tap_columns(problem);
+    static __host__ __device__ int taps(const Problem& problem, int rows) {
+        return rows * tap_columns(problem);
     }
-    // With those of weight zero that fill the last stage.
+    // With those that fill the last stage.
+    static __host__ __device__ int padded_taps(const Problem& problem, int rows) {
+        return (taps(problem, rows) + kStageTaps - 1) / kStageTaps * kStageTaps;
+    }
+    // Of all rows: the most that a tile meets.
     static __host__ __device__ int padded_taps(const Problem& problem) {
-        return (taps(problem) + kStageTaps - 1) / kStageTaps * kStageTaps;
+        return padded_taps(problem, static_cast<int>(problem.kernel_size[0]));
     }
 };
 
@@ -215,6 +235,8 @@ struct Shared {
         // that column, and how many columns there are, with the zeros before them.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
         int counts[S::kUnfolds ? kMostTaps : 1];
+        // Of each kind of filter blocks, in whole stages.
+        int tap_counts[S::kInterleaves ? kMostApart : 1];
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
     static constexpr int kStagingPitch = kHalf + 8;

@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 import math
+from dataclasses import dataclass
 
 from convsmith.kernels.implicit_gemm_cut import (
     FLAT_SHAPES,
     FLAT_SINGLE_SHAPES,
     HALF,
+    ROWS_OF_BLOCK,
     SHAPES,
     SINGLE_SHAPES,
     Configuration,
     Halves,
 )
-from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Precision
 
-ROWS_OF_BLOCK = 64
 VECTOR = 8
 SECTOR_BYTES = 32
 WGMMA_TERMS = 16
@@ -26,6 +27,7 @@ LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
+MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
 SHARED_BYTES = 227 * 1024
@@ -38,48 +40,80 @@ MANY_CHANNELS = 128
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
-    forward = forward_of(spec)
-    products = 3 if spec.precision is Precision.FLOAT32 else 1
-    compensates = products == 3 and needs_compensation(forward, spec.direction)
-    few = forward.channels < LEAST_GROUP_CHANNELS
-    if compensates:
-        shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if few else SINGLE_SHAPES
+    attempts = [
+        (rounds(forward, one) * tile_us(forward, one), one)
+        for forward in forwards_of(spec)
+        for one in fitting_tilings(spec, forward, multiprocessors)
+    ]
+    return min(attempts, key=lambda timed: timed[0])[1] if attempts else None
+
+
+def fitting_tilings(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
+    """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
+    sums = sums_of(forward, spec)
+    flat = forward.channels < LEAST_GROUP_CHANNELS and forward.phases is None
+    if sums.compensates:
+        shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if flat else SINGLE_SHAPES
     else:
-        shapes = FLAT_SHAPES if few else SHAPES
+        shapes = FLAT_SHAPES if flat else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
-        attempts = [
-            attempt(forward, products, compensates, multiprocessors, splits_filters, one)
-            for one in shapes
-        ]
+        attempts = [attempt(forward, sums, multiprocessors, splits_filters, one) for one in shapes]
         fitting = [one for one in attempts if one is not None]
         if fitting:
-            return min(fitting, key=lambda one: rounds(forward, one) * tile_us(forward, one))
-    return None
+            return fitting
+    return []
 
 
-def needs_compensation(forward: Forward, direction: Direction) -> bool:
+@dataclass(frozen=True)
+class Sums:
+    """How products are summed.
+
+    Args:
+        products: of 16-bit operands that make one.
+        compensates: the sums are long, and keep what adding to them loses.
+        stage_taps: the most taps that the tensor cores sum up, where they truncate and it tells.
+    """
+
+    products: int
+    compensates: bool
+    stage_taps: int
+
+
+def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
+    """How ``forward``, which computes ``spec``, is summed.
+
+    cuDNN's float32 input gradients err less than its forwards, so ours sum up fewer taps.
+    """
+    if spec.precision is not Precision.FLOAT32:
+        return Sums(1, False, MOST_STAGE_TAPS)
+    if needs_compensation(forward, spec):
+        return Sums(3, True, MOST_STAGE_TAPS)
+    return Sums(3, False, 3 if spec.direction is Direction.FORWARD else 2)
+
+
+def needs_compensation(forward: Forward, spec: ConvSpec) -> bool:
     """Whether sums of the float32 class err more than cuDNN's unless they are compensated.
 
     They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
     forwards of small planes, and in input gradients of many filters or with dilation.
     """
-    if forward.terms < LONG_SUM[direction]:
+    if forward.terms < LONG_SUM[spec.direction]:
         return False
-    if direction is Direction.FORWARD:
+    if spec.direction is Direction.FORWARD:
         return max(forward.out_size) <= SMALL_PLANE
-    return forward.channels >= MANY_CHANNELS or forward.dilation != (1, 1)
+    return forward.channels >= MANY_CHANNELS or spec.dilation != (1, 1)
 
 
 def attempt(
     spec: Forward,
-    products: int,
-    compensates: bool,
+    sums: Sums,
     multiprocessors: int,
     splits_filters: bool,
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
+    products = sums.products
     parts = 2 if products == 3 else 1
     if splits_filters:
         group_shift, tile = (0, 0), (shape.rows, shape.width)
@@ -91,14 +125,22 @@ def attempt(
     channels = unfolded_channels(spec) if unfolds else spec.channels
     piece, lead = choose_piece(spec) if unfolds else (1, 0)
     kernel = (spec.kernel[0], 1) if unfolds else spec.kernel
-    taps = math.prod(kernel)
+    tap_counts = spec.tap_counts
     stride = spec.stride[0]
     phases, reach = [1, 1], [0, 0]
-    for axis, (one, step, dilation) in enumerate(
-        zip(kernel, spec.stride, spec.dilation, strict=True)
-    ):
-        phases[axis] = met = min(one, step // math.gcd(step, dilation))
-        reach[axis] = max((r * dilation - (r % met) * dilation % step) // step for r in range(one))
+    if spec.phases is not None:
+        reach = list(spec.reach)
+    else:
+        for axis, (one, step, dilation) in enumerate(
+            zip(kernel, spec.stride, spec.dilation, strict=True)
+        ):
+            phases[axis] = met = min(one, step // math.gcd(step, dilation))
+            reach[axis] = max(
+                (r * dilation - (r % met) * dilation % step) // step for r in range(one)
+            )
+    if unfolds:
+        tap_counts = tuple(count // spec.kernel[1] for count in tap_counts)
+        reach[1] = 0
     if shape.is_flat:
         row_pixels = spec.out_size[1]
         patch_rows, pitch = 1, tile[1] + reach[0] * row_pixels
@@ -108,18 +150,22 @@ def attempt(
     if patch_rows * stride >= MOST_PATCH_ROWS or pitch * spec.stride[1] >= MOST_PATCH_COLUMNS:
         return None
     pixels = math.prod(phases) * patch_rows * pitch
-    needed = (spec.out_size[0] - 1) * stride + (kernel[0] - 1) * spec.dilation[0] + 1
+    needed = (spec.out_size[0] - 1) * stride + spec.reach[0] + 1
     tall_height = -(-needed // stride) * stride
     rings = 2 if splits_filters else 1
     block_filters = ROWS_OF_BLOCK * rings
-    filter_blocks = -(-spec.filters // block_filters)
-    stage_taps = choose_stage_taps(taps)
-    padded_taps = -(-taps // stage_taps) * stage_taps
+    filter_blocks = len(tap_counts) * -(-spec.filters // block_filters)
+    stage_taps = choose_stage_taps(tap_counts, sums.stage_taps)
+    all_taps = [-(-count // stage_taps) * stage_taps for count in tap_counts]
+    padded_taps = max(all_taps)
+    if len(all_taps) * padded_taps > MOST_TAPS:
+        return None
     itemsize = spec.itemsize
     at_once = 1 if itemsize == 4 and not unfolds else 2
     group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
     tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
-    for block_channels, patch_stages, weight_stages in rings_to_try(channels, unfolds or taps == 1):
+    few_taps = unfolds or max(tap_counts) == 1
+    for block_channels, patch_stages, weight_stages in rings_to_try(channels, few_taps):
         channel_blocks = -(-channels // block_channels)
         stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
         all_stages = channel_blocks * padded_taps // stage_taps
@@ -140,10 +186,13 @@ def attempt(
             rows, columns = 1, rows * columns
         tiles = (-(-rows // tile[0]), -(-columns // tile[1]))
         padded = spec.groups * filter_blocks * block_filters
+        all_tiles = math.prod(tiles) * spec.groups * filter_blocks
         packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
         return Configuration(
             products=products,
-            compensates=compensates,
+            compensates=sums.compensates,
+            apart=spec.phases is not None and spec.phases.apart > 1,
+            filter_blocks=filter_blocks,
             splits_filters=splits_filters,
             unfolds=unfolds,
             piece=piece,
@@ -168,8 +217,9 @@ def attempt(
             stores_runs=stores_runs(spec, shape),
             stage_taps=stage_taps,
             padded_taps=padded_taps,
+            met_taps=sum(all_taps) / len(all_taps),
             tiles=tiles,
-            blocks=min(math.prod(tiles) * spec.groups * filter_blocks, multiprocessors),
+            blocks=choose_blocks(all_tiles, multiprocessors, len(tap_counts)),
             shared_bytes=shared,
             workspace_bytes=packed + 4 * padded,
         )
@@ -238,6 +288,16 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
     return not shape.is_narrow and of_column == 1 and goes_on
 
 
-def choose_stage_taps(taps: int) -> int:
+def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
+    """Blocks of the grid. Each comes across filter blocks of all kinds, which take turns."""
+    if tiles <= multiprocessors:
+        return tiles
+    return next(one for one in range(multiprocessors, 0, -1) if math.gcd(one, kinds) == 1)
+
+
+def choose_stage_taps(counts: tuple[int, ...], most: int) -> int:
     """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
-    return min((4, 3, 2, 1), key=lambda one: -(-taps // one) * one * (1 + 0.5 / one))
+    return min(
+        range(most, 0, -1),
+        key=lambda one: sum(-(-count // one) for count in counts) * one * (1 + 0.5 / one),
+    )
