@@ -21,8 +21,8 @@ class Forward:
         in_strides, out_strides: in elements.
         weight_strides: of groups, filters, channels, rows and columns of taps.
         first_weight: where the first tap lies.
-        phases: of an input gradient of a stride. Its filters are x's channels in every phase; those
-            of one row phase, where these are apart.
+        phases: of an input gradient of a stride. Its filters are x's channels in every phase;
+            those of one row phase, where these are apart.
         tap_counts: of filters that have blocks of their own.
     """
 
@@ -63,8 +63,8 @@ def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
 def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
     """The forward convolution that computes ``spec``.
 
-    Of an input gradient, of stride 1, that of dy with the filters turned around. Of other strides,
-    that of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
+    Of an input gradient, of stride 1, that of dy with the filters turned around. Of others, that
+    of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
     """
     if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
         return phased_forward_of(spec, apart)
@@ -72,7 +72,8 @@ def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
     out_channels, channels, *kernel = spec.weight_shape
     filters = out_channels // spec.groups
     of_filter, of_channel, of_row, of_column = spec.weight_strides
-    rows, columns = (step * (taps - 1) for step, taps in zip(spec.dilation, kernel, strict=True))
+    steps = zip(spec.dilation, kernel, strict=True)
+    rows, columns = (step * (taps - 1) for step, taps in steps)
     if spec.direction is Direction.FORWARD:
         return Forward(
             *(spec.dtype.itemsize, batch, spec.groups, channels, filters),
@@ -112,6 +113,7 @@ def phased_forward_of(spec: ConvSpec, apart: bool) -> Forward:
         apart=down if apart else 1,
         most_taps=max(rows.counts) * max(columns.counts),
     )
+    tap_rows = rows.counts if apart else (rows.count,)
     return Forward(
         *(spec.dtype.itemsize, batch, spec.groups, filters),
         channels * across * (1 if apart else down),
@@ -122,5 +124,5 @@ def phased_forward_of(spec: ConvSpec, apart: bool) -> Forward:
         (filters * of_filter, of_channel, of_filter, of_row, of_column),
         first_weight=0,
         phases=phases,
-        tap_counts=tuple(one * columns.count for one in (rows.counts if apart else (rows.count,))),
+        tap_counts=tuple(count * columns.count for count in tap_rows),
     )

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from convsmith.spec import ConvSpec, Pair
 
 MOST_PHASES = 1024  # of rows and columns together
-MOST_APART = 32  # kMostApart of implicit_gemm_phases.cuh
+MOST_APART = 32  # kMostApart of implicit_gemm_problem.cuh
 STAGED_FILTERS = 8  # that a warp stores at once
 
 
@@ -34,8 +34,8 @@ class PhaseTaps:
 def phase_taps(spec: ConvSpec, axis: int, apart: bool) -> PhaseTaps:
     """The taps of ``axis``: of all phases together, or of phases apart.
 
-    Phase ``a`` of x, rows ``stride * i + a``, meets row ``i + n`` of dy with filter row ``r`` where
-    ``a + padding - dilation * r`` is ``n * stride``.
+    Phase ``a`` of x, rows ``stride * i + a``, meets row ``i + n`` of dy with filter row ``r``
+    where ``a + padding - dilation * r`` is ``n * stride``.
     """
     stride, dilation, padding = spec.stride[axis], spec.dilation[axis], spec.padding[axis]
     met = [
@@ -83,7 +83,7 @@ class Phases:
         return math.gcd(self.stride[1], STAGED_FILTERS)
 
     def numbers(self, phase_filters: int) -> tuple[int, ...]:
-        """OutPhases of implicit_gemm_phases.cuh; ``phase_filters`` are of a row phase."""
+        """OutPhases of implicit_gemm_problem.cuh; ``phase_filters`` are of a row phase."""
         return (
             *(self.channels, *self.x_size, *self.kernel),
             *(*self.stride, *self.padding, *self.dilation, *self.x_strides),

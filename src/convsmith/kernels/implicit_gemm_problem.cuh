@@ -28,18 +28,18 @@ inline constexpr int kVector = 8;        // channels that lie together: 16 bytes
 inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has S::kHalves of them
 inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
-inline constexpr int kMostApart = 32;
+inline constexpr int kMostApart = 32;  // row phases with blocks of their own
 
-// What the input gradient of a stride is beside the convolution of dy that computes it; see
-// implicit_gemm_phases.cuh.
+// What the input gradient of a stride has beside the convolution of dy that computes it; sizes are
+// those of the convolution whose gradient it is. See implicit_gemm_phases.cuh.
 struct OutPhases {
-    std::int64_t channels;                            // of a group of x
-    std::int64_t x_size[2], kernel_size[2];           // of the convolution whose
-    std::int64_t stride[2], padding[2], dilation[2];  // gradient it is
-    std::int64_t x_strides[2];                        // of rows and columns of dx
-    std::int64_t filters;                             // of a row phase
-    std::int64_t apart;     // row phases whose filters have blocks of their own: all, or 1
-    std::int64_t together;  // column phases that a warp stores at once: a power of two, to 8
+    std::int64_t channels;  // of a group of x
+    std::int64_t x_size[2], kernel_size[2];
+    std::int64_t stride[2], padding[2], dilation[2];
+    std::int64_t x_strides[2];  // of rows and columns of dx
+    std::int64_t filters;       // of a row phase
+    std::int64_t apart;         // row phases whose filters have blocks of their own: all, or 1
+    std::int64_t together;      // column phases that a warp stores at once: a power of two, to 8
 };
 
 struct Problem {

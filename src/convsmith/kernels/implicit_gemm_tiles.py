@@ -16,6 +16,7 @@ from convsmith.kernels.implicit_gemm_cut import (
     Halves,
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
+from convsmith.kernels.implicit_gemm_phases import MOST_APART
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Precision
 
@@ -173,7 +174,7 @@ def attempt(
         if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
             continue
         weight_stages = all_stages if stay else weight_stages
-        shared = head_bytes(unfolds) + STAGING_BYTES + tables
+        shared = head_bytes(unfolds, spec.phases is not None) + STAGING_BYTES + tables
         shared += patch_stages * parts * block_channels * 2 * pixels
         shared += rings * weight_stages * stage_bytes
         left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + group_bytes)
@@ -264,10 +265,11 @@ def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]
     ]
 
 
-def head_bytes(unfolds: bool) -> int:
+def head_bytes(unfolds: bool, interleaves: bool) -> int:
     """kHeadBytes of Shared in implicit_gemm_problem.cuh."""
     head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 8 * 4
     head += 4 * MOST_TAPS + 3 * 4 * (MOST_TAPS if unfolds else 1)
+    head += 4 * (MOST_APART if interleaves else 1)
     return -(-head // 128) * 128
 
 

@@ -79,7 +79,7 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
 
 
 def share_that_meets(forward: Forward) -> float:
-    """Of the filter blocks: a phase of an input gradient may have no taps, and loads nothing."""
+    """Of the filter blocks: an input gradient's phase without a tap loads nothing."""
     return sum(count > 0 for count in forward.tap_counts) / len(forward.tap_counts)
 
 
