@@ -96,7 +96,8 @@ class WeightConfiguration:
         row_step: from a row of x that may be met to the next one.
         span, advance: rows of x that a line meets, and that are new in the line below.
         lines, rows: of the rings in shared memory.
-        loads: slices of rows that a loading warp has on their way.
+        slices: of a row of dy, and of x, that a block loads, at most.
+        loads: of such slices that a loading warp has on their way.
         x_columns: of x that a line of one image reaches over.
         load_bytes: of a channel's row of dy, and of x, as it is loaded.
         slice_bytes: of a slice that is loaded.
@@ -121,6 +122,7 @@ class WeightConfiguration:
     advance: int
     lines: int
     rows: int
+    slices: tuple[int, int]
     loads: int
     x_columns: int
     load_bytes: tuple[int, int]
@@ -289,6 +291,10 @@ def attempt_lines(
             advance=advance,
             lines=lines,
             rows=rows,
+            slices=(
+                -(-min(filters * UNIT_FILTERS, geometry.filters) // VECTOR),
+                -(-min(channels * columns, geometry.channels) // VECTOR),
+            ),
             loads=loads,
             x_columns=x_columns,
             load_bytes=load_bytes,

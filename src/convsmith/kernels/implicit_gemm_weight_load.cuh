@@ -1,15 +1,15 @@
 // Rows of dy and of x on their way to shared memory, as 16-bit operands.
 //
-// A loading warp has every kLoadingWarps-th slice of a row, of kVector channels. It copies the rows
-// of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever row
-// or line those belong to, and when they have arrived it turns them around: a lane takes a pixel,
-// reads its channels, rounds or splits them, and writes a vector. Of an unfolded slice of x one
-// channel is copied, and a lane reads what a filter row's taps meet.
+// A loading warp has every kLoadingWarps-th slice of the rows, of kVector channels. It copies the
+// rows of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever
+// row or line those belong to, and when they have arrived it turns them around: a lane takes a
+// pixel, reads its channels, rounds or splits them, and writes a vector. Of an unfolded slice of x
+// one channel is copied, and a lane reads what a filter row's taps meet.
 //
 // float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
-// all loading threads keep for as long as it suits; a row that it does not suit they take over
-// again. Once some values were large, those that follow get no scale that is so much larger that it
-// would drive the sums beyond float32's range.
+// all loading threads keep for as long as it suits; what they have brought for a line that it does
+// not suit they take over again. Once some values were large, those that follow get no scale that
+// is so much larger that it would drive the sums beyond float32's range.
 #pragma once
 
 #include "implicit_gemm_weight_convert.cuh"
@@ -60,7 +60,7 @@ class RowLoader {
 
     // Brings all lines of the split, then writes the sums of dy, of each filter of the block.
     __device__ __forceinline__ void load(float* bias_sums) {
-        next_slice_ = warp_;
+        next_slice_ = slice_ = warp_;
         skip_rows();
 #pragma unroll 1
         for (int i = 0; i < S::kLoads; ++i) begin_load(i);
@@ -68,22 +68,30 @@ class RowLoader {
         int slot = 0;  // of the next row of x
 #pragma unroll 1
         for (; line_.exists(); line_.advance()) {
-            const int fresh = line_.fresh();
+            const int fresh = line_.fresh(), first = slot;
+            float x_largest = 0, y_largest = 0;
 #pragma unroll 1
             for (int i = 0; i <= fresh; ++i) {
                 const bool is_x = i < fresh;
                 make_room(is_x, i);
-                unsigned char* to = shared_ + (is_x ? parts_.x + slot * parts_.x_bytes
-                                                    : parts_.y + stage_.stage * parts_.y_bytes);
-                Scale scale = is_x ? x_scale : y_scale;
-                const int special = bring(is_x, row_of(line_, i, is_x), to, scale);
+                const int exponent = is_x ? x_scale.exponent : y_scale.exponent;
+                const float largest =
+                    bring(is_x, row_of(line_, i, is_x), place_of(is_x, slot), exponent);
                 if (is_x) {
-                    x_scale = scale;
+                    x_largest = ptx::max_or_nan(x_largest, largest);
+                    slot = next_slot(slot);
                 } else {
-                    y_scale = scale;
+                    y_largest = largest;
                 }
-                if (warp_ == 0 && lane_ == 0) note(is_x, slot, scale.exponent, special);
-                if (is_x) slot = slot + 1 == static_cast<int>(problem_.rows) ? 0 : slot + 1;
+            }
+            unsigned x_bits = magnitude_bits(x_largest), y_bits = magnitude_bits(y_largest);
+            find_largest(x_bits, y_bits);
+            if constexpr (S::kScales) {
+                agree(true, first, x_scale, x_bits);
+                agree(false, first, y_scale, y_bits);
+            }
+            if (warp_ == 0 && lane_ == 0) {
+                note(first, x_scale.exponent, y_scale.exponent, x_bits >= kInfinityBits);
             }
             ptx::fence_proxy_async();
             ptx::mbarrier_arrive(head_.full + stage_.stage);
@@ -234,7 +242,7 @@ class RowLoader {
     __device__ __forceinline__ void skip_rows() {
         while (next_line_.exists() &&
                next_slice_ >= head_.tensors[next_row_ < next_line_.fresh()].slices) {
-            next_slice_ = warp_;
+            next_slice_ -= head_.tensors[next_row_ < next_line_.fresh()].slices;
             if (next_row_++ == next_line_.fresh()) {
                 next_row_ = 0;
                 next_line_.advance();
@@ -291,19 +299,32 @@ class RowLoader {
         --waiting_;
     }
 
-    // Writes down what the multiplying warpgroups have to know of a row, or of the line itself.
-    __device__ __forceinline__ void note(bool is_x, int slot, int exponent, int special) const {
-        if (is_x) {
-            head_.x_exponents[slot] = exponent;
-            head_.x_specials[slot] = special;
-        } else {
-            const int lowest = slot - static_cast<int>(problem_.span);
-            head_.rows[stage_.stage] =
-                lowest < 0 ? lowest + static_cast<int>(problem_.rows) : lowest;
-            head_.y_exponents[stage_.stage] = exponent;
-            head_.images[stage_.stage] = line_.image();
-            head_.columns[stage_.stage] = line_.column();
+    __device__ __forceinline__ int next_slot(int slot) const {
+        return slot + 1 == static_cast<int>(problem_.rows) ? 0 : slot + 1;
+    }
+
+    // Where the line's row of dy is to be, or a row of x of some slot.
+    __device__ __forceinline__ Operands* place_of(bool is_x, int slot) const {
+        return reinterpret_cast<Operands*>(
+            shared_ +
+            (is_x ? parts_.x + slot * parts_.x_bytes : parts_.y + stage_.stage * parts_.y_bytes));
+    }
+
+    // Writes down what the multiplying warpgroups have to know of the line, and of its new rows of
+    // x, from the first one's slot on.
+    __device__ __forceinline__ void note(int first, int x_exponent, int y_exponent,
+                                         bool x_special) const {
+        int slot = first;
+        for (int i = 0; i < line_.fresh(); ++i) {
+            head_.x_exponents[slot] = x_exponent;
+            head_.x_specials[slot] = x_special;
+            slot = next_slot(slot);
         }
+        const int lowest = slot - static_cast<int>(problem_.span);
+        head_.rows[stage_.stage] = lowest < 0 ? lowest + static_cast<int>(problem_.rows) : lowest;
+        head_.y_exponents[stage_.stage] = y_exponent;
+        head_.images[stage_.stage] = line_.image();
+        head_.columns[stage_.stage] = line_.column();
     }
 
     // Which column of a row a pixel is, if it exists; and of which image.
@@ -311,6 +332,10 @@ class RowLoader {
         int segment, column;
         bool exists;
     };
+
+    __device__ __forceinline__ const int* table_of(bool is_x) const {
+        return reinterpret_cast<const int*>(shared_ + parts_.tables) + head_.tensors[is_x].table;
+    }
 
     // Unfolded, which column its filter row's first tap meets; each tap's may exist or not.
     template <bool kIsUnfolded>
@@ -335,15 +360,14 @@ class RowLoader {
                static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
-    // Writes a row's operands; whether there is infinity or NaN in x.
-    __device__ __forceinline__ int bring(bool is_x, const Row& row, unsigned char* to,
-                                         Scale& scale) {
+    // Writes a row's operands; this thread's largest magnitude, or infinity or NaN.
+    __device__ __forceinline__ float bring(bool is_x, const Row& row, Operands* to, int exponent) {
         const auto& tensor = head_.tensors[is_x];
         const int pixels = tensor.pixels, slices = tensor.slices, low = tensor.low;
-        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + tensor.table;
-        auto* vectors = reinterpret_cast<Operands*>(to) + warp_ * pixels + lane_;
+        const int* table = table_of(is_x);
+        auto* vectors = to + slice_ * pixels + lane_;
         int stage = load_stage_;
-        const float factor = power_of_two(scale.exponent);
+        const float factor = power_of_two(exponent);
 
         // Rows lie as far beyond a multiple of 16 bytes as they do in the tensor.
         const auto begin =
@@ -366,7 +390,8 @@ class RowLoader {
 
         float largest = 0;
 #pragma unroll 1
-        for (int slice = warp_; slice < slices; slice += kLoadingWarps) {
+        int slice = slice_;
+        for (; slice < slices; slice += kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
             const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes);
@@ -446,65 +471,68 @@ class RowLoader {
             stage = stage + 1 == S::kLoads ? 0 : stage + 1;
         }
         load_stage_ = stage;
-        return agree(is_x, row, table, reinterpret_cast<Operands*>(to), scale,
-                     magnitude_bits(largest));
+        slice_ = slice - slices;
+        return largest;
     }
 
-    // Takes the row over with another scale if that does not suit it; whether it has infinity or
-    // NaN.
-    __device__ __forceinline__ int agree(bool is_x, const Row& row, const int* table,
-                                         Operands* vectors, Scale& scale, unsigned bits) {
-        if (!S::kScales && !is_x) return 0;
-        bits = largest_of_all(bits);
+    // Takes over again what the line has brought of x or of dy, of which the largest magnitude is
+    // known, if its scale does not suit it.
+    __device__ __forceinline__ void agree(bool is_x, int first, Scale& scale, unsigned bits) {
         const bool special = bits >= kInfinityBits;
-        if constexpr (S::kScales) {
-            if (special) {
-                float finite = 0;
-                visit(is_x, row, table, [&](const T(&values)[kVector], int) {
+        if (special) {
+            float finite = 0;
+            visit(is_x, first, [&](const T(&values)[kVector], Operands*) {
 #pragma unroll
-                    for (int c = 0; c < kVector; ++c) {
-                        const float magnitude = fabsf(widened<S>(values[c]));
-                        if (magnitude_bits(magnitude) < kInfinityBits) {
-                            finite = fmaxf(finite, magnitude);
-                        }
+                for (int c = 0; c < kVector; ++c) {
+                    const float magnitude = fabsf(widened<S>(values[c]));
+                    if (magnitude_bits(magnitude) < kInfinityBits) {
+                        finite = fmaxf(finite, magnitude);
                     }
-                });
-                bits = largest_of_all(magnitude_bits(finite));
-            }
-            const int exponent = static_cast<int>(bits >> 23) - 127;
-            const int wanted =
-                min(min(max(kBestExponent - exponent, -126), 127), scale.least + kMostRise);
-            const bool suits =
-                bits == 0 || (wanted >= scale.exponent && wanted <= scale.exponent + kSuiting);
-            if (!suits) scale.exponent = wanted;
-            if (bits != 0) scale.least = min(scale.least, scale.exponent);
-            if (!suits || (special && S::kParts == 2)) {
-                const float factor = power_of_two(scale.exponent);
-                const int low = head_.tensors[is_x].low;
-                visit(is_x, row, table, [&](const T(&values)[kVector], int vector) {
-                    write_operands<S, true>(values, factor, vectors + vector, low, nullptr);
-                });
-            }
+                }
+            });
+            bits = magnitude_bits(finite);
+            unsigned other = 0;
+            find_largest(bits, other);
         }
-        return special;
+        const int exponent = static_cast<int>(bits >> 23) - 127;
+        const int wanted =
+            min(min(max(kBestExponent - exponent, -126), 127), scale.least + kMostRise);
+        const bool suits =
+            bits == 0 || (wanted >= scale.exponent && wanted <= scale.exponent + kSuiting);
+        if (!suits) scale.exponent = wanted;
+        if (bits != 0) scale.least = min(scale.least, scale.exponent);
+        if (!suits || (special && S::kParts == 2)) {
+            const float factor = power_of_two(scale.exponent);
+            const int low = head_.tensors[is_x].low;
+            visit(is_x, first, [&](const T(&values)[kVector], Operands* to) {
+                write_operands<S, true>(values, factor, to, low, nullptr);
+            });
+        }
     }
 
-    // Reads this warp's slices of a row once more.
+    // Reads this warp's slices of the line's new rows once more, and where their operands are.
     template <typename Visitor>
-    __device__ __forceinline__ void visit(bool is_x, const Row& row, const int* table,
-                                          const Visitor& visitor) const {
+    __device__ __forceinline__ void visit(bool is_x, int first, const Visitor& visitor) const {
         const auto& tensor = head_.tensors[is_x];
+        const int* table = table_of(is_x);
+        const int rows = is_x ? line_.fresh() : 1;
+        int slot = first;
 #pragma unroll 1
-        for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
+        for (int i = 0; i < rows; ++i, slot = next_slot(slot)) {
+            const Row row = row_of(line_, i, is_x);
+            Operands* to = place_of(is_x, slot);
 #pragma unroll 1
-            for (int number = lane_; number < tensor.pixels; number += 32) {
-                T values[kVector];
-                if (S::kUnfolds && is_x) {
-                    read<S::kUnfolds>(is_x, row, table, slice, number, values);
-                } else {
-                    read<false>(is_x, row, table, slice, number, values);
+            for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
+#pragma unroll 1
+                for (int number = lane_; number < tensor.pixels; number += 32) {
+                    T values[kVector];
+                    if (S::kUnfolds && is_x) {
+                        read<S::kUnfolds>(is_x, row, table, slice, number, values);
+                    } else {
+                        read<false>(is_x, row, table, slice, number, values);
+                    }
+                    visitor(values, to + slice * tensor.pixels + number);
                 }
-                visitor(values, slice * tensor.pixels + number);
             }
         }
     }
@@ -528,15 +556,22 @@ class RowLoader {
         }
     }
 
-    __device__ __forceinline__ unsigned largest_of_all(unsigned largest) {
-        largest = ptx::reduce_max(largest);
-        unsigned* each = head_.largest[turn_];
+    // The largest of what all loading threads have, of x and of dy.
+    __device__ __forceinline__ void find_largest(unsigned& x, unsigned& y) {
+        x = ptx::reduce_max(x);
+        y = ptx::reduce_max(y);
+        auto& each = head_.largest[turn_];
         turn_ ^= 1;
-        if (lane_ == 0) each[warp_] = largest;
+        if (lane_ == 0) {
+            each[0][warp_] = x;
+            each[1][warp_] = y;
+        }
         ptx::bar_sync(kBarrier, kThreads);
 #pragma unroll
-        for (int i = 0; i < kLoadingWarps; ++i) largest = max(largest, each[i]);
-        return largest;
+        for (int i = 0; i < kLoadingWarps; ++i) {
+            x = max(x, each[0][i]);
+            y = max(y, each[1][i]);
+        }
     }
 
     const WeightProblem& problem_;
@@ -549,6 +584,7 @@ class RowLoader {
     LineWalk line_;       // that is brought
     Ring stage_;          // of lines
     int load_stage_ = 0;  // of this warp's loads, which is to be turned around next
+    int slice_;           // of the next row, which that is
     // The oldest line that is not multiplied yet, and how many there are.
     LineWalk oldest_;
     Ring done_;

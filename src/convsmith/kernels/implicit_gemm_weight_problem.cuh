@@ -227,7 +227,7 @@ struct WeightShared {
         int rows[kMostLines], images[kMostLines], columns[kMostLines], y_exponents[kMostLines];
         // Of each row of x: likewise, and whether some of it is infinite or not a number.
         int x_exponents[kMostRows], x_specials[kMostRows];
-        unsigned largest[2][kLoadingWarps];
+        unsigned largest[2][2][kLoadingWarps];  // by turns, of x and of dy
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
 

@@ -29,9 +29,10 @@ def line_us(configuration: WeightConfiguration) -> float:
     warpgroups = -(-filters * channels * configuration.unit_taps // slots)
     steps = warpgroups * slots * line.y_pixels // 16 * products
     multiply = steps * PRODUCT_CYCLES[configuration.columns] / CYCLES
-    of_x = configuration.advance * channels * configuration.columns // 8
-    vectors = filters * 8 * line.y_pixels + of_x * configuration.phases * line.x_pixels
-    slices = filters * 8 + of_x
+    of_y, of_x = configuration.slices
+    of_x *= configuration.advance
+    vectors = of_y * line.y_pixels + of_x * configuration.phases * line.x_pixels
+    slices = of_y + of_x
     strided = configuration.phases > 1 or configuration.unfolds
     rate = LOADED_VECTORS[products] * (STRIDED_SHARE if strided else 1)
     load = vectors / rate + slices * line.segments / LOADED_SLICES
