@@ -39,7 +39,7 @@ def has_fallen(curve: Tensor) -> bool:
 
 # --- On a GPU: 200 steps, in both classes of float32.
 
-ON_GPU = Task("cuda", width=64, size=32, batch=256, steps=200, noise=4)
+ON_GPU = Task("cuda", width=64, size=32, batch=256, steps=200, noise=2.5)
 
 
 @pytest.fixture
@@ -117,7 +117,7 @@ def test_loss_curves_are_as_alike_as_those_of_cudnns_algorithms(precision, prefe
         assert any("implicit_gemm" in names for names in ran["planned"].values()), ran
     assert all(has_fallen(curve) for curve in (*references.values(), *ours.values()))
     found = {way: deviations(curve, list(references.values())) for way, curve in ours.items()}
-    print(precision.value, found, ran)
+    print(precision.value, found, ran)  # with pytest -rP: how far from the limit, and on what
     assert all(value <= FACTOR for of in found.values() for value in of.values()), found
 
 
