@@ -63,8 +63,8 @@ def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
 def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
     """The forward convolution that computes ``spec``.
 
-    Of an input gradient, of stride 1, that of dy with the filters turned around. Of others, that
-    of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
+    Of an input gradient, of stride 1, that of dy with the filters turned around. Of others,
+    that of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
     """
     if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
         return phased_forward_of(spec, apart)

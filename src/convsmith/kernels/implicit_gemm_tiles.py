@@ -35,6 +35,7 @@ SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
 LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 1024}  # terms
+VERY_LONG_SUM = 2048
 SMALL_PLANE = 32  # rows and columns
 MANY_CHANNELS = 128
 
@@ -49,7 +50,11 @@ def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | Non
     return min(attempts, key=lambda timed: timed[0])[1] if attempts else None
 
 
-def fitting_tilings(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
+def fitting_tilings(
+    spec: ConvSpec,
+    forward: Forward,
+    multiprocessors: int,
+) -> list[Configuration]:
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
     flat = forward.channels < LEAST_GROUP_CHANNELS and forward.phases is None
@@ -58,9 +63,12 @@ def fitting_tilings(spec: ConvSpec, forward: Forward, multiprocessors: int) -> l
     else:
         shapes = FLAT_SHAPES if flat else SHAPES
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
-    for splits_filters in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
-        attempts = [attempt(forward, sums, multiprocessors, splits_filters, one) for one in shapes]
-        fitting = [one for one in attempts if one is not None]
+    for splits in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
+        fitting = [
+            one
+            for shape in shapes
+            if (one := attempt(forward, sums, multiprocessors, splits, shape)) is not None
+        ]
         if fitting:
             return fitting
     return []
@@ -73,7 +81,7 @@ class Sums:
     Args:
         products: of 16-bit operands that make one.
         compensates: the sums are long, and keep what adding to them loses.
-        stage_taps: the most taps that the tensor cores sum up, where they truncate and it tells.
+        stage_taps: the most taps that the tensor cores sum up: they truncate.
     """
 
     products: int
@@ -97,13 +105,14 @@ def needs_compensation(forward: Forward, spec: ConvSpec) -> bool:
     """Whether sums of the float32 class err more than cuDNN's unless they are compensated.
 
     They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
-    forwards of small planes, and in input gradients of many filters or with dilation.
+    forwards of small planes, and in input gradients of many filters, of many terms or dilated.
     """
     if forward.terms < LONG_SUM[spec.direction]:
         return False
     if spec.direction is Direction.FORWARD:
         return max(forward.out_size) <= SMALL_PLANE
-    return forward.channels >= MANY_CHANNELS or spec.dilation != (1, 1)
+    is_long = forward.terms >= VERY_LONG_SUM
+    return is_long or forward.channels >= MANY_CHANNELS or spec.dilation != (1, 1)
 
 
 def attempt(
