@@ -101,7 +101,9 @@ stage = partial(spec, (128, 384, 56, 56), 384, (3, 3), padding=1, groups=384)
             "implicit_gemm",
             id="large-filter-grad-weight",
         ),
-        pytest.param(spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "direct", id="stem"),
+        pytest.param(
+            spec((64, 3, 224, 224), 64, (7, 7), stride=2, padding=3), "implicit_gemm", id="stem"
+        ),
         pytest.param(spec((8, 64, 512, 1024), 128, (3, 3)), "implicit_gemm", id="winograd"),
         pytest.param(spec((16, 64, 512, 512), 128, (1, 1)), "implicit_gemm", id="pointwise"),
         pytest.param(

@@ -12,8 +12,9 @@ from convsmith.roofline import TENSOR_CORE_CHANNELS, Ceilings
 from convsmith.spec import ConvSpec, Direction, Precision
 
 _FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
-_TF32_WEIGHT_SHARE = 0.45  # of a matrix product's rate, at best
 _H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
+_CONVERTING_BEGINS_MS = 0.008  # kernels that follow one another
+_MANY_CHANNELS = 128
 
 
 def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
@@ -28,19 +29,12 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
         compute_ms = giga_operations / ceilings.fp32_TFLOPs
         return max(traffic_ms, compute_ms), "float64 on tensor cores, at their rate"
     if spec.precision is not Precision.FLOAT32:
-        channels = spec.in_channels // spec.groups
-        narrow = spec.groups > 1 and channels < TENSOR_CORE_CHANNELS
-        few = spec.groups == 1 and channels < TENSOR_CORE_CHANNELS
-        share = 0.005 * channels if narrow else min(0.03 * channels, 0.85) if few else 0.85
-        if spec.direction is Direction.GRAD_WEIGHT and spec.precision is Precision.TF32:
-            share = min(share, _TF32_WEIGHT_SHARE * min(1, _filled(spec) / 110))
         rate = {
             Precision.FLOAT16: ceilings.fp16_TFLOPs,
             Precision.BFLOAT16: ceilings.bf16_TFLOPs,
         }.get(spec.precision, ceilings.tf32_TFLOPs)
-        compute_ms = giga_operations / (share * rate)
-        hardly = ", hardly filled" if narrow or few else ""
-        how = f"cuDNN on tensor cores{hardly}"
+        compute_ms = giga_operations / (_tensor_core_share(spec) * rate)
+        how = "cuDNN on tensor cores"
         conversion_ms = _conversion_ms(spec, ceilings)
         if conversion_ms > 0:
             how += ", converted to channels_last and back"
@@ -50,9 +44,52 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
     return max(traffic_ms, compute_ms), f"cuDNN, {algorithm}"
 
 
+def _summed(spec: ConvSpec) -> int:
+    """Channels of a group that a result is a sum of; of a weight gradient, the input's."""
+    return (spec.out_channels if _is_grad_input(spec) else spec.in_channels) // spec.groups
+
+
+def _resulting(spec: ConvSpec) -> int:
+    """Channels of a group that results have; of a weight gradient, the output's."""
+    return (spec.in_channels if _is_grad_input(spec) else spec.out_channels) // spec.groups
+
+
 def _filled(spec: ConvSpec) -> float:
     """Channels and filters of a group, their geometric mean: what fills tiles of their product."""
     return math.sqrt(spec.in_channels * spec.out_channels) / spec.groups
+
+
+def _is_grad_input(spec: ConvSpec) -> bool:
+    return spec.direction is Direction.GRAD_INPUT
+
+
+def _tensor_core_share(spec: ConvSpec) -> float:
+    """The best share of a matrix product's rate that cuDNN reaches on tensor cores.
+
+    Its tiles are as wide as results have channels, up to 256. In half precision less was measured,
+    so that more is allowed for.
+    """
+    if spec.precision is not Precision.TF32:
+        channels = spec.in_channels // spec.groups
+        narrow = spec.groups > 1 and channels < TENSOR_CORE_CHANNELS
+        few = spec.groups == 1 and channels < TENSOR_CORE_CHANNELS
+        return 0.005 * channels if narrow else min(0.03 * channels, 0.85) if few else 0.85
+    filled = _filled(spec)
+    if spec.direction is Direction.GRAD_WEIGHT:
+        if spec.groups > 1:
+            return min(0.0045 * filled, 0.5)
+        return min(0.06 + 0.004 * filled, 0.36 + 0.0003 * filled)
+    width = _resulting(spec)
+    if spec.groups > 1:
+        return min(0.005 * width, 0.85)
+    if math.prod(spec.kernel_size) == 1:
+        return 0.85
+    share = min(width / _MANY_CHANNELS, 0.5 + 0.2 * math.log2(max(width, 64) / 64), 0.95)
+    if spec.stride != (1, 1) and _is_grad_input(spec):
+        share *= 0.65
+    if _summed(spec) < TENSOR_CORE_CHANNELS:
+        share = min(share, 0.1 if math.prod(spec.kernel_size) > 9 else 0.3)
+    return max(share, 0.12)
 
 
 def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
@@ -64,7 +101,8 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
         return 0
     elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
     slower = 1.25 if spec.dtype.itemsize == 2 else 1
-    return slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
+    copies_ms = slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
+    return copies_ms + _CONVERTING_BEGINS_MS
 
 
 def _depthwise_ms(spec: ConvSpec) -> float:
@@ -91,29 +129,63 @@ def _depthwise_ms(spec: ConvSpec) -> float:
 
 
 def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
-    """cuDNN's nominal rate in float32 over a matrix product's, and the algorithm behind it."""
+    """cuDNN's best nominal rate in float32 over a matrix product's, and the algorithm behind it."""
     taps = math.prod(spec.kernel_size)
+    filled = _filled(spec)
     plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
+    if plain and taps > 9 and max(spec.output_size) <= 40:
+        share = 3.4 * max(min(1, filled / 110), 0.2)
+        if spec.direction is not Direction.FORWARD:
+            return share, "FFT"
     if spec.groups > 1:
-        shares = {Direction.FORWARD: 0.057, Direction.GRAD_INPUT: 0.04, Direction.GRAD_WEIGHT: 0.08}
-        channels = spec.in_channels // spec.groups
-        return shares[spec.direction] * max(channels / 4, 1), "grouped"
-    if taps == 1:
-        return 0.65, "a matrix product"
-    if taps <= 9 and plain:
-        small = 0.6 if max(spec.output_size) <= 8 else 1  # planes fill no whole tile of Winograd's
-        shares = {Direction.FORWARD: 1.35, Direction.GRAD_INPUT: 1.3, Direction.GRAD_WEIGHT: 2.2}
-        share = shares[spec.direction] * small
-        if spec.direction is Direction.GRAD_WEIGHT:
-            share = max(min(share, 2.2 * (_filled(spec) / 128) ** 2), 0.45)
-        return share, "Winograd, FFT or implicit product"
-    if taps <= 9:
-        return 0.66, "implicit product, strided or dilated"
-    filled = max(0.64, min(1.0, spec.out_channels / 128))  # of a tile of 128 output channels
+        first, slope = {
+            Direction.FORWARD: (0.1, 0.0075),
+            Direction.GRAD_INPUT: (0.08, 0.005),
+            Direction.GRAD_WEIGHT: (0.1, 0.005),
+        }[spec.direction]
+        return max(first + slope * (filled - 8), 0.06), "grouped"
     if spec.direction is Direction.FORWARD:
-        return 0.72 * filled, "implicit product of more than nine taps"
+        return _float32_forward_share(spec, plain, taps)
     if spec.direction is Direction.GRAD_INPUT:
-        if spec.stride == (1, 1) and not plain:
-            return 0.4, "implicit product, dilated"
+        return _float32_input_gradient_share(spec, plain, taps)
+    if taps == 1:
+        return min(0.1 + 0.0037 * filled, 0.45 if filled < 400 else 0.57), "a matrix product"
+    if taps <= 9 and plain:
+        return min(max(0.0113 * filled, 0.75), 2.8), "Winograd or implicit product"
+    return 0.66, "implicit product"
+
+
+def _float32_forward_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:
+    few_filters = min(1, spec.out_channels / 8)
+    if taps == 1:
+        return 0.65 if spec.stride == (1, 1) else 0.75, "a matrix product"
+    if taps <= 9 and plain:
+        return (2.05 if _is_winograd(spec) else 0.85) * few_filters, "Winograd or implicit product"
+    if taps <= 9:
+        return 0.7, "implicit product, strided or dilated"
+    width = max(0.64, min(1.0, spec.out_channels / _MANY_CHANNELS))  # of a tile
+    return 0.72 * width * few_filters, "implicit product of more than nine taps"
+
+
+def _float32_input_gradient_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:
+    if taps == 1:
+        return 0.5 if spec.in_channels <= _MANY_CHANNELS else 0.6, "a matrix product"
+    if spec.stride != (1, 1):
+        share = min(0.3 + 0.001 * spec.in_channels, 0.66) if taps <= 9 else 0.7
+        return share, "implicit product, strided"
+    if not plain:
+        return 0.7 if taps <= 9 else 0.4, "implicit product, dilated"
+    if taps > 9:
         return 1.65 * max(0.7, min(1.0, spec.in_channels / 64)), "FFT or implicit product"
-    return 0.63 * filled, "implicit product of more than nine taps"
+    if spec.in_channels <= _MANY_CHANNELS:
+        return 0.5 if spec.in_channels <= 64 else 0.8, "implicit product"
+    size = max(spec.input_shape[2:])
+    share = 0.75 if size <= 16 or size > 64 else 1.8 if size <= 32 else 1.2
+    return share, "Winograd or implicit product"
+
+
+def _is_winograd(spec: ConvSpec) -> bool:
+    """Whether planes and channels are such that Winograd's tiles pay, in a forward."""
+    rows, columns = spec.output_size
+    pixels = spec.input_shape[0] * rows * columns
+    return spec.in_channels >= 2 * _MANY_CHANNELS and 8 < max(rows, columns) <= 32 and pixels > 8000

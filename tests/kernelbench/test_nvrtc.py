@@ -61,7 +61,7 @@ HEADERS = {
         #define __builtin_huge_valf() __int_as_float(0x7f800000)
         template <typename Kernel>
         cudaError_t cudaFuncSetAttribute(Kernel*, cudaFuncAttribute, int);
-        cudaError_t cudaLaunchKernel(const void*, dim3, dim3, void**, std::size_t, cudaStream_t);
+        cudaError_t cudaLaunchKernelExC(const cudaLaunchConfig_t*, const void*, void**);
         const char* cudaGetErrorString(cudaError_t);
     """,
 }

@@ -30,7 +30,28 @@ CASES = {
     "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
     "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
     "three-channels": replace(ORDINARY, group_channels=3, kernel_size=(7, 7), stride=(2, 2)),
+    "three-channels-even": replace(
+        ORDINARY,
+        group_channels=3,
+        kernel_size=(7, 7),
+        stride=(2, 2),
+        padding=(3, 3),
+        size=(14, 26),
+    ),
     "three-channels-dilated": replace(ORDINARY, group_channels=3, dilation=(2, 3), size=(12, 20)),
+    "three-channels-small-planes": replace(
+        ORDINARY, batch=40, group_channels=3, size=(9, 11), kernel_size=(5, 3), stride=(3, 1)
+    ),
+    "three-channels-many-filters": replace(
+        ORDINARY,
+        batch=2,
+        group_channels=3,
+        group_filters=90,
+        size=(43, 32),
+        kernel_size=(11, 11),
+        stride=(4, 4),
+        padding=(2, 2),
+    ),
     "one-channel": replace(ORDINARY, group_channels=1, padding=(3, 0)),
     "1x1-many-channels": replace(
         ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), group_filters=70
@@ -143,19 +164,30 @@ def test_inf_and_nan_reach_what_they_meet(value: float, device: str, precision: 
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
-@pytest.mark.parametrize("name", ["5x5", "three-channels"])
+@pytest.mark.parametrize(
+    "name", ["5x5", "three-channels", "three-channels-even", "three-channels-many-filters"]
+)
 def test_inf_and_nan_reach_nothing_else(
     name: str, value: float, device: str, precision: str
 ) -> None:
     """Where taps do not fill a stage of weights, or a vector: what fills them up meets x too."""
     case = {"5x5": replace(ORDINARY, kernel_size=(5, 5)), **CASES}[name]
     x, w, b = case.tensors(device)
-    x[1, 2, 4, 5] = value
+    x[1, 2, 4, 5:7] = value
     y = convsmith.conv2d(x, w, b, *case.geometry)
     exact = torch.conv2d(x.double(), w.double(), None if b is None else b.double(), *case.geometry)
     torch.testing.assert_close(
         y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
     )
+
+
+def test_few_channels_from_any_address(device: str, precision: str) -> None:
+    """Where pieces of several elements could be copied, did they not lie across their size."""
+    case = CASES["three-channels-even"]
+    x, w, b = case.tensors(device)
+    shifted = torch.empty(x.numel() + 1, device=device)[1:].view_as(x).copy_(x)
+    y = convsmith.conv2d(shifted, w, b, *case.geometry)
+    assert torch.equal(y, convsmith.conv2d(x, w, b, *case.geometry))
 
 
 def test_the_same_bits_again(device: str, precision: str) -> None:

@@ -4,13 +4,15 @@
 //                                                      q * stride_w - padding_w + s * dilation_w]
 //
 // The input gradient of stride 1 is the forward convolution of dy with the filters turned around,
-// input and output channels swapped, and the rest of the padding.
+// input and output channels swapped, and the rest of the padding. That of another stride is one
+// with a filter for each phase of x.
 //
 // A block goes over many tiles of outputs. One of its three warpgroups brings what they meet:
 // patches of the input, which hold every pixel once however many taps meet it, and packed weights.
 // The other two multiply: to the tensor cores a tap is the same patch, begun some pixels later.
 //
 //   implicit_gemm_problem.cuh   what a convolution is to the family; tiles, shared memory
+//   implicit_gemm_phases.cuh    the input gradient of a stride
 //   implicit_gemm_pack.cuh      weights, as the tensor cores read them
 //   implicit_gemm_load.cuh      patches and weights on their way to shared memory
 //   implicit_gemm_multiply.cuh  products
@@ -29,7 +31,8 @@ template <typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     convolve(const Problem problem, const typename S::Value* __restrict__ input,
              const typename S::Operand* __restrict__ packed, const float* __restrict__ unscale,
-             const typename S::Value* __restrict__ bias, typename S::Value* __restrict__ out) {
+             const typename S::Value* __restrict__ bias,
+             const typename S::Value* __restrict__ weight, typename S::Value* __restrict__ out) {
     auto* shared = shared_memory<unsigned char>();
     auto& head = *shared_memory<typename Shared<S>::Head>();
     const int thread = static_cast<int>(threadIdx.x);
@@ -48,8 +51,19 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         }
         ptx::fence_mbarrier_init();
     }
-    for (int tap = thread; tap < S::padded_taps(problem); tap += S::kThreads) {
-        const int columns = static_cast<int>(problem.kernel_size[1]);
+    const int padded_taps = S::padded_taps(problem);
+    const int kinds = S::kInterleaves ? static_cast<int>(problem.out_phases.apart) : 1;
+    for (int i = thread; i < kinds * padded_taps; i += S::kThreads) {
+        const int columns = S::tap_columns(problem);
+        TapRows rows{0, static_cast<int>(problem.kernel_size[0])};
+        int tap = i;
+        if constexpr (S::kInterleaves) {
+            const int kind = i / padded_taps;
+            tap = i % padded_taps;
+            rows = tap_rows(problem, kind);
+            if (tap == 0) head.tap_counts[kind] = S::padded_taps(problem, rows.count);
+        }
+        if (tap >= S::taps(problem, rows.count)) tap = 0;  // those that fill the last stage
         int place[2], phase[2];
 #pragma unroll
         for (int axis = 0; axis < 2; ++axis) {
@@ -60,24 +74,20 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             place[axis] = (index * dilation - phase[axis] * dilation % stride) / stride;
         }
         const int of_phase = static_cast<int>(problem.patch_rows * problem.pitch);
-        head.tap_shifts[tap] =
-            tap >= S::taps(problem)
-                ? 0
-                : (phase[0] * static_cast<int>(problem.phases[1]) + phase[1]) * of_phase +
-                      place[0] * static_cast<int>(problem.pitch) + place[1];
+        head.tap_shifts[i] =
+            (phase[0] * static_cast<int>(problem.phases[1]) + phase[1]) * of_phase +
+            (rows.first + place[0]) * static_cast<int>(problem.row_pixels) + place[1];
     }
     if constexpr (S::kUnfolds) {
         const int runs = S::runs(problem);
         for (int i = thread; i < S::channels(problem) / kVector; i += S::kThreads) {
-            const auto rows = static_cast<int>(problem.kernel_size[0]);
             const int first = i % runs * kVector;
-            const int h = i / runs % rows * static_cast<int>(problem.dilation[0]);
-            const int w = first * static_cast<int>(problem.dilation[1]);
-            head.steps[i] = h << 16 | w;
-            head.counts[i] = min(static_cast<int>(problem.kernel_size[1]) - first, kVector);
-            head.offsets[i] = i / runs / rows * static_cast<int>(problem.in_strides[1]) +
-                              h * static_cast<int>(problem.in_strides[2]) +
-                              w * static_cast<int>(problem.in_strides[3]);
+            const auto lead = static_cast<int>(problem.lead);
+            const int columns = lead + static_cast<int>(problem.kernel_size[1]);
+            head.steps[i] = (first - lead) * static_cast<int>(problem.dilation[1]);
+            head.counts[i] = min(columns - first, kVector);
+            head.offsets[i] = i / runs * static_cast<int>(problem.in_strides[1]) +
+                              head.steps[i] * static_cast<int>(problem.in_strides[3]);
         }
     }
     __syncthreads();
@@ -88,17 +98,19 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         if (loader >= 32) {
             PatchLoader<S>(problem, input, shared, head, loader - 32).load();
         } else if (loader == 0) {
+            ptx::griddepcontrol_wait();  // for the weights to be packed
             WeightLoader<S>(problem, packed, shared, head).load();
         }
     } else {
         ptx::setmaxnreg_inc<S::kConsumerRegisters>();
         Multiplier<S> multiplier(problem, shared, head, warpgroup);
-        Store<S> store(problem, bias, unscale, out, shared, warpgroup);
+        Store<S> store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
+        ptx::griddepcontrol_wait();  // for the filters' scales
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
              tile += static_cast<int>(gridDim.x)) {
             store.prepare(TileWalk<S>(problem, tile).tile());
-            multiplier.multiply();
+            multiplier.multiply(taps_of<S>(problem, head, TileWalk<S>(problem, tile).tile()));
             turn.begin();
             store.store(TileWalk<S>(problem, tile).tile(), multiplier.sums);
             turn.end();
@@ -137,10 +149,10 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
         launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
                kPackThreads / 32 * sizeof(unsigned), stream, problem, weight, packed, unscale);
     if (error != nullptr) return error;
-    return launch(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
-                  static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
-                  static_cast<const Operand*>(packed), static_cast<const float*>(unscale), bias,
-                  out);
+    return launch_early(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
+                        static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,
+                        static_cast<const Operand*>(packed), static_cast<const float*>(unscale),
+                        bias, weight, out);
 }
 
 // What the stub instantiates: a Convolution or a WeightGradient.

@@ -9,6 +9,7 @@ import torch
 
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import forward_of
+from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_tiles import (
     LEAST_GROUP_CHANNELS,
     MOST_TAPS,
@@ -44,18 +45,19 @@ _ELEMENT = {
 
 def obstacle(spec: ConvSpec) -> str | None:
     """Why the family cannot compute ``spec``, or None."""
-    if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
-        return "it computes no input gradient of a stride"
     if spec.dtype not in _ELEMENT:
         return "the tensor cores' sums are too short for float64"
     if spec.direction is Direction.GRAD_WEIGHT:
         return weight_obstacle(spec)
-    group_channels = forward_of(spec).channels
+    forward = forward_of(spec)
+    group_channels = forward.channels
     if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
-    taps = math.prod(spec.weight_shape[2:])
+    if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
+        return f"its stride has more than {MOST_PHASES} phases"
+    taps = math.prod(forward.kernel)
     if group_channels < LEAST_GROUP_CHANNELS:
-        taps = unfolded_channels(forward_of(spec)) // VECTOR
+        taps = max(forward.kernel[0], unfolded_channels(forward) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
     tiling = configure_tiles(spec, 1)
@@ -103,22 +105,28 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
     """What the kernel is told of ``spec`` at run time."""
     if isinstance(configuration, WeightConfiguration):
         return weight_problem(spec, configuration)
-    forward = forward_of(spec)
-    shape = configuration.shape
+    forward, shape = forward_of(spec, configuration.apart), configuration.shape
+    filters, phases = forward.filters, no_phases()
+    if forward.phases is not None:
+        if configuration.apart:
+            filters = configuration.filter_blocks * configuration.block_filters
+        phases = forward.phases.numbers(filters // spec.stride[0])
     numbers = (  # Problem of implicit_gemm_problem.cuh
-        *(forward.batch, forward.groups, forward.channels, forward.filters),
+        *(forward.batch, forward.groups, forward.channels, filters),
         *(*forward.in_size, *forward.out_size, *forward.kernel),
         *(*forward.stride, *forward.padding, *forward.dilation),
         *(*forward.in_strides, *forward.out_strides),
         *(*forward.weight_strides, forward.first_weight),
         configuration.tall_height,
-        *(shape.columns, shape.down, shape.right, shape.rows),
+        *(shape.columns, shape.down, shape.right, *configuration.group_shift, *configuration.tile),
+        forward.out_size[1] if shape.is_flat else 0,
         *configuration.phases,
-        *(configuration.patch_rows, configuration.pitch, configuration.patch_stages),
+        *(configuration.patch_rows, configuration.pitch, configuration.row_pixels),
+        *(configuration.lead, configuration.patch_stages),
         *(configuration.weight_stages, configuration.stores_in_turn),
         *(configuration.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs),
-        configuration.blocks,
+        *(configuration.blocks, *phases),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -131,10 +139,13 @@ def template_arguments(
         return weight_arguments(_ELEMENT[spec.dtype], configuration)
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
-    numbers = (configuration.block_channels, configuration.ahead, configuration.stage_taps)
+    numbers = (
+        *(configuration.block_channels, configuration.piece),
+        *(configuration.ahead, configuration.stage_taps),
+    )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
-    compensates = str(configuration.compensates).lower()
-    what = ", ".join((*first, *map(str, numbers), compensates))
+    last = (configuration.compensates, forward_of(spec).phases is not None)
+    what = ", ".join((*first, *map(str, numbers), *(str(flag).lower() for flag in last)))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

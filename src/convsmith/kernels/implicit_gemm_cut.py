@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from convsmith.spec import Pair
 
 HALF = 128  # pixels
+ROWS_OF_BLOCK = 64  # filters of a warpgroup
 
 
 @dataclass(frozen=True)
@@ -16,11 +17,13 @@ class Halves:
     Args:
         columns: of a half: 8, and 16 rows; or 128, and one row.
         down, right: from the first half to the second; 0 where there is none.
+        is_flat: a row of the output goes on in the next one, and a tile with it.
     """
 
     columns: int
     down: int
     right: int
+    is_flat: bool = False
 
     @property
     def rows(self) -> int:
@@ -39,7 +42,9 @@ class Halves:
 
 
 SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+FLAT_SHAPES = (*SHAPES, Halves(128, 0, 128, is_flat=True))  # for patches of no columns' reach
 SINGLE_SHAPES = (Halves(128, 0, 0), Halves(8, 0, 0))
+FLAT_SINGLE_SHAPES = (*SINGLE_SHAPES, Halves(128, 0, 0, is_flat=True))
 
 
 @dataclass(frozen=True)
@@ -49,17 +54,26 @@ class Configuration:
     Args:
         products: of 16-bit operands that make one.
         compensates: the sums are long, and keep what adding to them loses.
-        unfolds: each channel and tap is a channel of its own, and the only tap.
+        unfolds: each channel and column of the filter is a channel of its own.
+        piece: elements of an unfolded vector that are copied as one.
+        lead: zeros before the first column of unfolded filters.
+        apart: row phases of an input gradient of a stride have filter blocks of their own.
+        filter_blocks: of a group.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
         phases: of the stride, that taps meet.
+        tile: of outputs.
+        group_shift: from one warpgroup's pixels to the other's.
         patch_rows, pitch: of each phase of a patch, in pixels.
+        row_pixels: from a row of taps to the next one of its phase.
+        vectors: of channels, that are loaded for a pixel of all patches.
         channel_blocks, block_channels: patches of a tile, and channels of a patch.
         ahead: groups of vectors that a loading thread has on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
         stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
+        met_taps: of a tile, in the mean, with those that fill its last stage.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
@@ -69,13 +83,21 @@ class Configuration:
 
     products: int
     compensates: bool
+    apart: bool
+    filter_blocks: int
     splits_filters: bool
     unfolds: bool
+    piece: int
+    lead: int
     shape: Halves
     tall_height: int
     phases: Pair
+    tile: Pair
+    group_shift: Pair
     patch_rows: int
     pitch: int
+    row_pixels: int
+    vectors: int
     channel_blocks: int
     block_channels: int
     ahead: int
@@ -87,7 +109,13 @@ class Configuration:
     stores_runs: bool
     stage_taps: int
     padded_taps: int
+    met_taps: float
     tiles: Pair
     blocks: int
     shared_bytes: int
     workspace_bytes: int
+
+    @property
+    def block_filters(self) -> int:
+        """Filters that a block multiplies with a tile."""
+        return 2 * ROWS_OF_BLOCK if self.splits_filters else ROWS_OF_BLOCK

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_phases import MOST_APART, Phases, phase_taps
 from convsmith.spec import ConvSpec, Direction, Pair, Shape
 
 
@@ -15,9 +17,13 @@ class Forward:
         itemsize: bytes of an element.
         batch, groups: images; channels and filters are of a group.
         in_size, out_size, kernel, stride, padding, dilation: its geometry.
+        reach: from what the first tap meets to what the last one does.
         in_strides, out_strides: in elements.
         weight_strides: of groups, filters, channels, rows and columns of taps.
         first_weight: where the first tap lies.
+        phases: of an input gradient of a stride. Its filters are x's channels in every phase;
+            those of one row phase, where these are apart.
+        tap_counts: of filters that have blocks of their own.
     """
 
     itemsize: int
@@ -31,44 +37,92 @@ class Forward:
     stride: Pair
     padding: Pair
     dilation: Pair
+    reach: Pair
     in_strides: Shape
     out_strides: Shape
     weight_strides: tuple[int, int, int, int, int]
     first_weight: int
+    phases: Phases | None
+    tap_counts: tuple[int, ...]
 
     @property
     def terms(self) -> int:
         """Of a sum."""
-        return self.channels * self.kernel[0] * self.kernel[1]
+        taps = math.prod(self.kernel) if self.phases is None else self.phases.most_taps
+        return self.channels * taps
 
 
-def forward_of(spec: ConvSpec) -> Forward:
+def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
+    """The forward convolutions that compute ``spec``, each in another way."""
+    first = forward_of(spec)
+    if first.phases is None or not 1 < spec.stride[0] <= MOST_APART:
+        return (first,)
+    return (first, forward_of(spec, apart=True))
+
+
+def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
     """The forward convolution that computes ``spec``.
 
-    Of an input gradient, of stride 1, that of dy with the filters turned around.
+    Of an input gradient, of stride 1, that of dy with the filters turned around. Of others, that
+    of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
     """
+    if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
+        return phased_forward_of(spec, apart)
     batch, _, *in_size = spec.input_shape
     out_channels, channels, *kernel = spec.weight_shape
     filters = out_channels // spec.groups
     of_filter, of_channel, of_row, of_column = spec.weight_strides
+    steps = zip(spec.dilation, kernel, strict=True)
+    rows, columns = (step * (taps - 1) for step, taps in steps)
     if spec.direction is Direction.FORWARD:
         return Forward(
             *(spec.dtype.itemsize, batch, spec.groups, channels, filters),
             *((in_size[0], in_size[1]), spec.output_size, (kernel[0], kernel[1])),
-            *(spec.stride, spec.padding, spec.dilation),
+            *(spec.stride, spec.padding, spec.dilation, (rows, columns)),
             *(spec.input_strides, spec.output_strides),
             (filters * of_filter, of_filter, of_channel, of_row, of_column),
-            0,
+            first_weight=0,
+            phases=None,
+            tap_counts=(kernel[0] * kernel[1],),
         )
-    rows, columns = (
-        step * (taps - 1) - before
-        for step, taps, before in zip(spec.dilation, kernel, spec.padding, strict=True)
-    )
     return Forward(
         *(spec.dtype.itemsize, batch, spec.groups, filters, channels),
         *(spec.output_size, (in_size[0], in_size[1]), (kernel[0], kernel[1])),
-        *(spec.stride, (rows, columns), spec.dilation),
+        *(spec.stride, (rows - spec.padding[0], columns - spec.padding[1])),
+        *(spec.dilation, (rows, columns)),
         *(spec.output_strides, spec.input_strides),
         (filters * of_filter, of_channel, of_filter, -of_row, -of_column),
         (kernel[0] - 1) * of_row + (kernel[1] - 1) * of_column,
+        phases=None,
+        tap_counts=(kernel[0] * kernel[1],),
+    )
+
+
+def phased_forward_of(spec: ConvSpec, apart: bool) -> Forward:
+    """The forward convolution that computes ``spec``, an input gradient of a stride."""
+    batch, _, height, width = spec.input_shape
+    out_channels, channels, *kernel = spec.weight_shape
+    filters = out_channels // spec.groups
+    of_filter, of_channel, of_row, of_column = spec.weight_strides
+    of_image, of_plane, *of_place = spec.input_strides
+    rows, columns = phase_taps(spec, 0, apart), phase_taps(spec, 1, False)
+    down, across = spec.stride
+    phases = Phases(
+        *(channels, (height, width), (kernel[0], kernel[1])),
+        *(spec.stride, spec.padding, spec.dilation, (of_place[0], of_place[1])),
+        apart=down if apart else 1,
+        most_taps=max(rows.counts) * max(columns.counts),
+    )
+    tap_rows = rows.counts if apart else (rows.count,)
+    return Forward(
+        *(spec.dtype.itemsize, batch, spec.groups, filters),
+        channels * across * (1 if apart else down),
+        *(spec.output_size, (-(-height // down), -(-width // across))),
+        *((rows.count, columns.count), (1, 1), (rows.before, columns.before)),
+        *((rows.step, columns.step), (rows.reach, columns.reach)),
+        *(spec.output_strides, (of_image, of_plane, down * of_place[0], across * of_place[1])),
+        (filters * of_filter, of_channel, of_filter, of_row, of_column),
+        first_weight=0,
+        phases=phases,
+        tap_counts=tuple(count * columns.count for count in tap_rows),
     )

@@ -14,6 +14,7 @@
 #include "implicit_gemm_pack.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
+#include "ptx/max.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -33,19 +34,17 @@ class PatchLoader {
         const Shared<S> parts(problem);
         patches_ = shared + parts.patches;
         pixels_ = S::patch_pixels(problem);
-        groups_ = (S::kVectors * pixels_ + kThreads * S::kAtOnce - 1) / (kThreads * S::kAtOnce);
         steps_ = reinterpret_cast<int*>(shared + parts.tables);
-        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread;
+        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread * S::kPiece;
+        copies_pieces_ = reinterpret_cast<std::uintptr_t>(input) % (S::kPiece * sizeof(T)) == 0;
         const int pitch = static_cast<int>(problem_.pitch);
         const int rows = static_cast<int>(problem_.patch_rows);
         const int across = static_cast<int>(problem_.phases[1]);
         for (int pixel = thread; pixel < pixels_; pixel += kThreads) {
             const int phase = pixel / (rows * pitch);
-            int row = pixel / pitch % rows, column = pixel % pitch;
-            if constexpr (!S::kUnfolds) {
-                row = step_to(row, phase / across, 0);
-                column = step_to(column, phase % across, 1);
-            }
+            const int row = step_to(pixel / pitch % rows, phase / across, 0);
+            const int column =
+                is_flat() ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
             steps_[pixel] = row << 16 | column;
         }
     }
@@ -58,6 +57,7 @@ class PatchLoader {
 #pragma unroll 1
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
              tile += static_cast<int>(gridDim.x)) {
+            if (S::kInterleaves && !meets_taps(TileWalk<S>(problem_, tile).tile())) continue;
 #pragma unroll 1
             for (int channel = 0; channel < S::channels(problem_); channel += S::kBlockChannels) {
                 load_patch(tile, channel);
@@ -68,6 +68,14 @@ class PatchLoader {
   private:
     static constexpr int kNone = INT_MIN;  // the place of what is padding
 
+    __device__ __forceinline__ bool is_flat() const {
+        return S::kUnfolds && problem_.flat_columns != 0;
+    }
+
+    __device__ __forceinline__ bool meets_taps(const Tile& tile) const {
+        return taps_of<S>(problem_, head_, tile).count > 0;
+    }
+
     // The input row (or column) of a pixel of a phase, from the first one of the patch.
     __device__ __forceinline__ int step_to(int index, int phase, int axis) const {
         const auto stride = static_cast<int>(problem_.stride[axis]);
@@ -75,52 +83,62 @@ class PatchLoader {
     }
 
     // Where a tile's patches begin: the image that its first row is of, that row, in the padded
-    // image, and the first column. All a tile meets is within offsets of 32 bits from that image's
-    // first channel, at `plane`.
+    // image, and the first column; of a flat one, the output's column. All a tile meets is within
+    // offsets of 32 bits from that image's first channel, at `plane`.
     struct Corner {
         int image, row, column;
         const T* plane;
     };
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile) const {
-        const int row = tile.row * static_cast<int>(problem_.stride[0]);
+        const int flat_row = is_flat() ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
+        const int row = (tile.row + flat_row) * static_cast<int>(problem_.stride[0]);
         const int tall = static_cast<int>(problem_.tall_height);
         const int image = row / tall;
-        const int column = tile.column * static_cast<int>(problem_.stride[1]);
+        const int column = is_flat() ? tile.column % static_cast<int>(problem_.flat_columns)
+                                     : tile.column * static_cast<int>(problem_.stride[1]) -
+                                           static_cast<int>(problem_.padding[1]);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
-        return {image, row - image * tall, column - static_cast<int>(problem_.padding[1]), plane};
+        return {image, row - image * tall, column, plane};
     }
 
-    // Where a pixel lies from the corner's plane, or kNone; and its row and column in the image, in
-    // 16 bits each.
+    // Where a pixel lies from the corner's plane, or kNone; and its column in the image.
     struct Pixel {
-        int place, corner;
+        int place, column;
     };
 
     __device__ __forceinline__ Pixel pixel_of(const Corner& corner, int pixel) const {
         const int step = steps_[pixel];
-        const int stride_h = S::kUnfolds ? static_cast<int>(problem_.stride[0]) : 1;
-        const int stride_w = S::kUnfolds ? static_cast<int>(problem_.stride[1]) : 1;
         const int tall = static_cast<int>(problem_.tall_height);
-        int h = corner.row + (step >> 16) * stride_h, image = 0;
+        int h = corner.row + (step >> 16), w = corner.column + (step & 0xffff), image = 0;
+        if (is_flat()) {
+            const auto columns = static_cast<int>(problem_.flat_columns);
+            h += w / columns * static_cast<int>(problem_.stride[0]);
+            w = w % columns * static_cast<int>(problem_.stride[1]) -
+                static_cast<int>(problem_.padding[1]);
+        }
         while (h >= tall) {
             h -= tall;
             ++image;
         }
         h -= static_cast<int>(problem_.padding[0]);
-        const int w = corner.column + (step & 0xffff) * stride_w;
-        bool exists = corner.image + image < static_cast<int>(problem_.images);
-        if constexpr (!S::kUnfolds) exists = exists && is_within(h, 0) && is_within(w, 1);
+        bool exists = corner.image + image < static_cast<int>(problem_.images) && is_within(h, 0);
+        if constexpr (!S::kUnfolds) exists = exists && is_within(w, 1);
         const int place = image * static_cast<int>(problem_.in_strides[0]) +
                           h * static_cast<int>(problem_.in_strides[2]) +
                           w * static_cast<int>(problem_.in_strides[3]);
-        return {exists ? place : kNone,
-                static_cast<int>(static_cast<unsigned>(h) << 16 | (w & 0xffffu))};
+        return {exists ? place : kNone, w};
     }
 
     __device__ __forceinline__ bool is_within(int place, int axis) const {
         return static_cast<unsigned>(place) < static_cast<unsigned>(problem_.in_size[axis]);
+    }
+
+    // How many zeros a run begins with.
+    __device__ __forceinline__ int begins_with(int run) const {
+        if (S::kPiece == 1 || run % S::runs(problem_) != 0) return 0;
+        return static_cast<int>(problem_.lead);
     }
 
     // Calls `visitor` for each of kVector channels of a pixel, from `channel` on: with its number,
@@ -134,14 +152,13 @@ class PatchLoader {
         if constexpr (S::kUnfolds) {
             const bool is_run = exists && (kAllExist || channel < S::channels(problem_));
             const int run = is_run ? channel / kVector : 0;
-            const int step = head_.steps[run];
-            const int h = (pixel.corner >> 16) + (step >> 16);
-            const int count = is_run && is_within(h, 0) ? head_.counts[run] : 0;
-            int w = static_cast<std::int16_t>(pixel.corner & 0xffff) + (step & 0xffff);
+            const int count = is_run ? head_.counts[run] : 0;
+            const int first = begins_with(run);
+            int w = pixel.column + head_.steps[run];
             from += head_.offsets[run];
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
-                visitor(c, from, c < count && is_within(w, 1));
+                visitor(c, from, c >= first && c < count && is_within(w, 1));
                 w += static_cast<int>(problem_.dilation[1]);
                 from += problem_.dilation[1] * problem_.in_strides[3];
             }
@@ -154,17 +171,20 @@ class PatchLoader {
         }
     }
 
-    // Where the places of the pixels of the tile that is copied are; and their corners.
+    // Where the places of the pixels of the tile that is copied are; and their columns.
     __device__ __forceinline__ int* places() const {
         return steps_ + (1 + next_table_ * (Shared<S>::kTables / 2)) * S::padded_pixels(problem_);
     }
-    __device__ __forceinline__ int* corners() const {
+    __device__ __forceinline__ int* columns() const {
         return places() + S::padded_pixels(problem_);
     }
 
     // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
     // threads may still be copying the tile before.
     __device__ __forceinline__ void begin_tile() {
+        if constexpr (S::kInterleaves) {
+            while (next_.exists() && !meets_taps(next_.tile())) next_.advance();
+        }
         if (!next_.exists()) return;
         const Corner corner = corner_of(next_.tile());
         next_table_ ^= 1;
@@ -172,7 +192,7 @@ class PatchLoader {
         for (int i = thread_; i < pixels_; i += kThreads) {
             const Pixel pixel = pixel_of(corner, i);
             places()[i] = pixel.place;
-            if constexpr (S::kUnfolds) corners()[i] = pixel.corner;
+            if constexpr (S::kUnfolds) columns()[i] = pixel.column;
         }
         ptx::bar_sync(kLoadersBarrier, kThreads);
         plane_ = corner.plane;
@@ -182,7 +202,7 @@ class PatchLoader {
     // Goes over to the channels from `channel` on, which begin at plane_.
     __device__ __forceinline__ void begin_block(int channel) {
         next_block_ = channel;
-        next_group_ = 0;
+        left_ = groups_of(channel);
         next_channel_ = channel;
         next_plane_ = plane_;
         next_pixel_ = thread_;
@@ -208,7 +228,7 @@ class PatchLoader {
                 copy_group<false>(to);
             }
             next_stage_ = next_stage_ == S::kAhead ? 0 : next_stage_ + 1;
-            if (++next_group_ == groups_) end_block();
+            if (--left_ == 0) end_block();
         }
         ptx::cp_async_commit_group();
     }
@@ -231,15 +251,8 @@ class PatchLoader {
         for (int i = 0; i < S::kAtOnce; ++i) {
             const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
             Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
-            if constexpr (S::kUnfolds) pixel.corner = corners()[next_pixel_];
-            visit_channels<kAllExist>(
-                next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
-                    if constexpr (sizeof(T) == 4) {
-                        ptx::cp_async<4>(to + (i * kVector + c) * kThreads, from, exists);
-                    } else {
-                        values[i][c] = ptx::load_if(exists, from, Element<T>::narrow(0));
-                    }
-                });
+            if constexpr (S::kUnfolds) pixel.column = columns()[next_pixel_];
+            copy_vector<kAllExist>(to, i, pixel, values[i]);
             next_pixel_ += kThreads;
             wrap_pixel();
         }
@@ -247,8 +260,50 @@ class PatchLoader {
 #pragma unroll
             for (int i = 0; i < S::kAtOnce; ++i) {
 #pragma unroll
-                for (int c = 0; c < kVector; ++c) to[(i * kVector + c) * kThreads] = values[i][c];
+                for (int c = 0; c < kVector; ++c) to[loaded(i, c)] = values[i][c];
             }
+        }
+    }
+
+    // Begins to copy a group's i-th vector; `values` are what is not copied but has been read.
+    template <bool kAllExist>
+    __device__ __forceinline__ void copy_vector(T* to, int i, const Pixel& pixel,
+                                                T (&values)[kVector]) const {
+        if constexpr (S::kPiece > 1) {
+            if (copies_pieces_) {
+                copy_pieces<kAllExist>(to, i, pixel);
+                return;
+            }
+        }
+        visit_channels<kAllExist>(
+            next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
+                if constexpr (sizeof(T) == 4) {
+                    ptx::cp_async<4>(to + loaded(i, c), from, exists);
+                } else {
+                    values[c] = ptx::load_if(exists, from, Element<T>::narrow(0));
+                }
+            });
+    }
+
+    // Where element c of a group's i-th vector is, of this thread's.
+    static __device__ __forceinline__ constexpr int loaded(int i, int c) {
+        return (i * kVector + c / S::kPiece * S::kPiece) * kThreads + c % S::kPiece;
+    }
+
+    // Copies an unfolded vector in pieces, of which each is within the image or beyond it. What is
+    // copied for a column that the filter has not meets zeros.
+    template <bool kAllExist>
+    __device__ __forceinline__ void copy_pieces(T* to, int i, const Pixel& pixel) const {
+        const bool is_run =
+            pixel.place != kNone && (kAllExist || next_channel_ < S::channels(problem_));
+        const int run = is_run ? next_channel_ / kVector : 0;
+        const int count = is_run ? head_.counts[run] : 0;
+        const int w = pixel.column + head_.steps[run];
+        const T* from = next_plane_ + (is_run ? pixel.place : 0) + head_.offsets[run];
+#pragma unroll
+        for (int c = 0; c < kVector; c += S::kPiece) {
+            ptx::cp_async<S::kPiece* static_cast<int>(sizeof(T))>(to + loaded(i, c), from + c,
+                                                                  c < count && is_within(w + c, 1));
         }
     }
 
@@ -257,24 +312,46 @@ class PatchLoader {
         auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
             patches_ + patch_.stage * S::patch_bytes(problem_));
         float largest = 0;
+        const int groups = groups_of(channel);
 #pragma unroll 1
-        for (int group = 0; group < groups_; ++group) {
+        for (int group = 0; group < groups; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
-            largest = fmaxf(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
+            largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
         }
         if constexpr (S::kScales) {
             const unsigned bits = largest_of_all(magnitude_bits(largest));
             if (!suits(bits)) take_over(tile, channel, to, bits);
             if (thread_ == 0) head_.scales[patch_.stage] = scale_;
         }
+        fill_up(to, channel);
         ptx::fence_proxy_async();
         ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
         patch_.advance(static_cast<int>(problem_.patch_stages));
     }
 
+    // Vectors for each pixel of a patch of the channels from `channel` on, but for those of zeros.
+    __device__ __forceinline__ int vectors_of(int channel) const {
+        return min((S::channels(problem_) - channel + kVector - 1) / kVector, S::kVectors);
+    }
+    __device__ __forceinline__ int groups_of(int channel) const {
+        constexpr int kOfGroup = kThreads * S::kAtOnce;
+        return (vectors_of(channel) * pixels_ + kOfGroup - 1) / kOfGroup;
+    }
+
+    // Writes the vectors of zeros.
+    __device__ __forceinline__ void fill_up(Vector<Operand, kVector>* to, int channel) const {
+        const Vector<Operand, kVector> zeros = {};
+#pragma unroll 1
+        for (int i = vectors_of(channel) * pixels_ + thread_; i < S::kVectors * pixels_;
+             i += kThreads) {
+            to[i] = zeros;
+            if constexpr (S::kParts == 2) to[i + S::kVectors * pixels_] = zeros;
+        }
+    }
+
     // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
-    // magnitude, infinity included.
+    // magnitude, infinity included, and NaN where zeros may meet it.
     __device__ __forceinline__ float convert_group(Vector<Operand, kVector>* to, int vector) {
         const T* from = ring_ + stage_ * Shared<S>::kGroupValues;
         stage_ = stage_ == S::kAhead ? 0 : stage_ + 1;
@@ -282,13 +359,18 @@ class PatchLoader {
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
 #pragma unroll
-            for (int c = 0; c < kVector; ++c) values[i][c] = from[(i * kVector + c) * kThreads];
+            for (int c = 0; c < kVector; c += S::kPiece) {
+                const auto piece =
+                    *reinterpret_cast<const Vector<T, S::kPiece>*>(from + loaded(i, c));
+#pragma unroll
+                for (int j = 0; j < S::kPiece; ++j) values[i][c + j] = piece.values[j];
+            }
         }
         float largest = 0;
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
             convert(values[i], to, vector + i * kThreads);
-            if constexpr (S::kScales) largest = fmaxf(largest, largest_of(values[i]));
+            if constexpr (S::kScales) largest = larger(largest, largest_of(values[i]));
         }
         return largest;
     }
@@ -297,9 +379,13 @@ class PatchLoader {
         float pairs[kVector / 2];
 #pragma unroll
         for (int c = 0; c < kVector; c += 2) {
-            pairs[c / 2] = fmaxf(fabsf(values[c]), fabsf(values[c + 1]));
+            pairs[c / 2] = larger(fabsf(values[c]), fabsf(values[c + 1]));
         }
-        return fmaxf(fmaxf(pairs[0], pairs[1]), fmaxf(pairs[2], pairs[3]));
+        return larger(larger(pairs[0], pairs[1]), larger(pairs[2], pairs[3]));
+    }
+
+    static __device__ __forceinline__ float larger(float a, float b) {
+        return S::kPiece == 1 ? fmaxf(a, b) : ptx::max_or_nan(a, b);
     }
 
     __device__ __forceinline__ void convert(const T (&values)[kVector],
@@ -334,9 +420,10 @@ class PatchLoader {
                 }
             });
             largest = largest_of_all(magnitude_bits(finite));
-            if (suits(largest)) return;
+            if (S::kPiece == 1 && suits(largest))
+                return;  // else zeros may have met what is not finite
         }
-        scale_ = scale_for(largest);
+        if (!suits(largest)) scale_ = scale_for(largest);
         visit(tile, channel,
               [&](const T(&values)[kVector], int vector) { convert(values, to, vector); });
     }
@@ -392,14 +479,14 @@ class PatchLoader {
     float scale_ = 1024;  // suits the most usual magnitudes
     Ring patch_;
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
-    // of places follow, and corners.
+    // of places follow, and columns.
     int* steps_;
-    T* ring_;        // every kThreads-th value from here on is this thread's
-    int groups_;     // of a patch
+    T* ring_;  // every kThreads-th piece from here on is this thread's
+    bool copies_pieces_;
     int stage_ = 0;  // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
     TileWalk<S> next_{problem_};
-    int next_table_ = 0, next_block_ = 0, next_group_ = 0, next_stage_ = 0;
+    int next_table_ = 0, next_block_ = 0, left_ = 0, next_stage_ = 0;  // (left_: groups)
     int next_channel_ = 0, next_pixel_ = 0;
     const T *plane_ = nullptr, *next_plane_ = nullptr;
 };
@@ -426,22 +513,28 @@ class WeightLoader {
     __device__ __forceinline__ void load(const Tile& tile) {
         constexpr int kRings = S::kSplitsFilters ? 2 : 1;
         const int stages = static_cast<int>(problem_.weight_stages);
-        const int count = S::channel_blocks(problem_) * (S::padded_taps(problem_) / S::kStageTaps);
+        const int blocks = S::channel_blocks(problem_);
+        const int most = S::padded_taps(problem_) / S::kStageTaps;  // stages of a channel block
+        const int count = taps_of<S>(problem_, head_, tile).count / S::kStageTaps;
         const std::int64_t first =
             (tile.group * filter_blocks<S>(problem_) + tile.first_filter / S::kFilters) *
             std::int64_t{kRings};
 #pragma unroll 1
-        for (int i = 0; i < count; ++i) {
+        for (int block = 0; block < blocks; ++block) {
+#pragma unroll 1
+            for (int i = 0; i < count; ++i) {
 #pragma unroll
-            for (int ring = 0; ring < kRings; ++ring) {
-                ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
-                ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
-                ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
-                ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
-                                   packed_ + ((first + ring) * count + i) * S::kStageBytes,
-                                   S::kStageBytes, full);
+                for (int ring = 0; ring < kRings; ++ring) {
+                    const auto* from =
+                        packed_ + (((first + ring) * blocks + block) * most + i) * S::kStageBytes;
+                    ptx::mbarrier_wait(head_.weights_empty[ring] + ring_.stage, ring_.parity ^ 1);
+                    ptx::Barrier* full = head_.weights_full[ring] + ring_.stage;
+                    ptx::mbarrier_arrive_expect_tx(full, S::kStageBytes);
+                    ptx::cp_async_bulk(weights_ + (ring * stages + ring_.stage) * S::kStageBytes,
+                                       from, S::kStageBytes, full);
+                }
+                ring_.advance(stages);
             }
-            ring_.advance(stages);
         }
     }
 

@@ -2,7 +2,7 @@
 // pixels of a patch, or two halves of as many each, tap after tap.
 #pragma once
 
-#include "implicit_gemm_problem.cuh"
+#include "implicit_gemm_phases.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -24,19 +24,22 @@ class Multiplier {
         const int pitch = static_cast<int>(problem.pitch);
         half_shift_ =
             static_cast<int>(problem.half_down) * pitch + static_cast<int>(problem.half_right);
-        first_pixel_ =
-            S::kSplitsFilters ? 0 : warpgroup * static_cast<int>(problem.group_rows) * pitch;
+        first_pixel_ = S::kSplitsFilters
+                           ? 0
+                           : warpgroup * (static_cast<int>(problem.group_down) * pitch +
+                                          static_cast<int>(problem.group_right));
         group_bytes_ = 16 * (problem.half_columns == 8 ? pitch : 8);
     }
 
     // The sums of a tile, each over all channels and taps, still to be multiplied by what undoes
     // the filters' scales.
-    __device__ __forceinline__ void multiply() {
+    __device__ __forceinline__ void multiply(const Taps& taps) {
 #pragma unroll
         for (int half = 0; half < S::kHalves; ++half) {
 #pragma unroll
             for (int i = 0; i < kValues; ++i) sums[half][i] = 0;
         }
+        if (S::kInterleaves && taps.count == 0) return;
         int blocks = S::channel_blocks(problem_);
         if constexpr (S::kProducts == 1) {
             // Patches of one scale follow one another; where it changes, the sums change with it.
@@ -46,7 +49,7 @@ class Multiplier {
                 float next;
 #pragma unroll 1
                 do {
-                    add_patch();
+                    add_patch(taps);
                     next = --blocks > 0 ? next_scale() : 1.0f;
                 } while (blocks > 0 && next == scale);
                 multiply_sums(next / scale);
@@ -55,7 +58,7 @@ class Multiplier {
             }
         } else if constexpr (!S::kCompensates) {
 #pragma unroll 1
-            for (; blocks > 0; --blocks) add_patch_in_parts(1 / next_scale());
+            for (; blocks > 0; --blocks) add_patch_in_parts(taps, 1 / next_scale());
         } else {
             // What the sums have still to be given is of a patch's scale. Where that changes, it is
             // let go; it can be so far from the next one that no number lies between.
@@ -63,7 +66,7 @@ class Multiplier {
             float scale = next_scale();
 #pragma unroll 1
             for (;;) {
-                add_patch_compensated(products, scale);
+                add_patch_compensated(taps, products, scale);
                 if (--blocks == 0) break;
                 const float next = next_scale();
                 const float kept = next == scale ? 1.0f : 0.0f;
@@ -109,11 +112,10 @@ class Multiplier {
     }
 
     // Adds the products of a patch to the sums, as the tensor cores do.
-    __device__ __forceinline__ void add_patch() {
-        const int taps = S::padded_taps(problem_);
+    __device__ __forceinline__ void add_patch(const Taps& taps) {
         int done = -1;  // the stage of weights whose products may still be on their way
 #pragma unroll 1
-        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
             ptx::wgmma_fence();
 #pragma unroll
@@ -143,10 +145,9 @@ class Multiplier {
     // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
     // of a few taps, begin with the low parts' products, which are small, and are added to the sums
     // with rounding.
-    __device__ __forceinline__ void add_patch_in_parts(float unscale) {
-        const int taps = S::padded_taps(problem_);
+    __device__ __forceinline__ void add_patch_in_parts(const Taps& taps, float unscale) {
 #pragma unroll 1
-        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
             for (int half = 0; half < S::kHalves; ++half) {
@@ -185,10 +186,10 @@ class Multiplier {
 
     // The same of long sums. Products of fewer terms are added, and the next ones begin with what
     // that has lost: otherwise a long sum errs by a rounding for each.
-    __device__ __forceinline__ void add_patch_compensated(float (&products)[kValues], float scale) {
-        const int taps = S::padded_taps(problem_);
+    __device__ __forceinline__ void add_patch_compensated(const Taps& taps,
+                                                          float (&products)[kValues], float scale) {
 #pragma unroll 1
-        for (int tap = 0; tap < taps; tap += S::kStageTaps) {
+        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
             for (int first = 0; first < kStageTerms; first += kSumTerms) {

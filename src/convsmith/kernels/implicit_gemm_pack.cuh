@@ -4,7 +4,8 @@
 // with zeros where filters or channels are missing, followed by what undoes each filter's scale.
 #pragma once
 
-#include "implicit_gemm_problem.cuh"
+#include "implicit_gemm_phases.cuh"
+#include "ptx/grid_dependency.cuh"
 #include "ptx/reduce.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -50,27 +51,45 @@ __global__ void __launch_bounds__(kPackThreads)
     pack(const Problem problem, const typename S::Value* __restrict__ weight,
          typename S::Operand* __restrict__ packed, float* __restrict__ unscale) {
     using Operand = typename S::Operand;
+    ptx::griddepcontrol_launch_dependents();  // they load patches meanwhile
     const int thread = static_cast<int>(threadIdx.x);
     const std::int64_t row = blockIdx.x;  // of padded filters
     const std::int64_t padded = filter_blocks<S>(problem) * std::int64_t{S::kFilters};
     const std::int64_t group = row / padded, filter = row % padded;
-    const bool exists = filter < problem.filters;
-    const int taps = S::taps(problem), padded_taps = S::padded_taps(problem);
+    std::int64_t of_group = filter;  // of the weights' filters
+    bool exists = filter < problem.filters;
+    TapRows rows{0, static_cast<int>(problem.kernel_size[0])};
+    PhaseFilter phases{};
+    if constexpr (S::kInterleaves) {
+        phases = phase_filter(problem, static_cast<int>(filter));
+        of_group = phases.channel;
+        exists = phases.exists;
+        rows = tap_rows(problem, phases.phase[0]);
+    }
+    const int taps = S::taps(problem, rows.count),
+              padded_taps = S::padded_taps(problem, rows.count);
     const int channels = exists ? S::channels(problem) : 0;
     const auto* strides = problem.weight_strides;
-    const auto* from = weight + problem.first_weight + group * strides[0] + filter * strides[1];
+    const auto* from = weight + problem.first_weight + group * strides[0] + of_group * strides[1];
     const auto value_of = [&](int channel, int tap) {
         if (channel >= channels) return 0.0f;
         const int s = static_cast<int>(problem.kernel_size[1]);
         if constexpr (S::kUnfolds) {
             const int run = channel / kVector, runs = S::runs(problem);
-            const int column = run % runs * kVector + channel % kVector;
-            if (column >= s) return 0.0f;
-            tap = run / runs % static_cast<int>(problem.kernel_size[0]) * s + column;
-            channel = run / runs / static_cast<int>(problem.kernel_size[0]);
+            const int column =
+                run % runs * kVector + channel % kVector - static_cast<int>(problem.lead);
+            if (column < 0 || column >= s) return 0.0f;
+            tap = tap * s + column;
+            channel = run / runs;
+        }
+        int row = tap / s, column = tap % s;
+        if constexpr (S::kInterleaves) {
+            row = filter_index(problem, 0, phases.phase[0], rows.first, row);
+            column = filter_index(problem, 1, phases.phase[1], 0, column);
+            if (row < 0 || column < 0) return 0.0f;
         }
         return static_cast<float>(Element<typename S::Value>::widen(
-            from[channel * strides[2] + tap / s * strides[3] + tap % s * strides[4]]));
+            from[channel * strides[2] + row * strides[3] + column * strides[4]]));
     };
 
     // Find the scale.
@@ -115,7 +134,8 @@ __global__ void __launch_bounds__(kPackThreads)
             }
         }
         const std::int64_t stage =
-            (block * S::channel_blocks(problem) + vector / kVectors) * padded_taps + tap;
+            (block * S::channel_blocks(problem) + vector / kVectors) * S::padded_taps(problem) +
+            tap;
         auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
             packed + stage * S::kParts * kPart +
             (vector % kVectors * kRowsOfBlock + in_block) * kVector);

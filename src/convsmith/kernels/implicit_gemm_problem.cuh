@@ -5,11 +5,13 @@
 //
 //   tall input row = stride * tall output row + dilation * r,   tall rows of an image: tall_height
 //
+// A flat tile is a run of this tall image's pixels, row after row.
+//
 // A patch holds what the taps of a tile of outputs meet, split by phases of the stride: then a tap
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
-// is unfolded: it holds each product's element of x, as if each channel and tap were a channel of
-// its own and the only tap. A vector of kVector such channels is a run of a filter row's taps; the
-// row's last one is filled up with zeros.
+// is unfolded: each channel and column of the filter is a channel of its own, and a tap is a row of
+// the filter. A vector of kVector such channels is a run of columns; the last one of a row is
+// filled up with zeros. So may the first one be, for its elements to lie as whole pieces do.
 #pragma once
 
 #include <type_traits>
@@ -26,6 +28,19 @@ inline constexpr int kVector = 8;        // channels that lie together: 16 bytes
 inline constexpr int kHalf = 128;        // pixels of one wgmma; a warpgroup has S::kHalves of them
 inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
+inline constexpr int kMostApart = 32;  // row phases with blocks of their own
+
+// What the input gradient of a stride has beside the convolution of dy that computes it; sizes are
+// those of the convolution whose gradient it is. See implicit_gemm_phases.cuh.
+struct OutPhases {
+    std::int64_t channels;  // of a group of x
+    std::int64_t x_size[2], kernel_size[2];
+    std::int64_t stride[2], padding[2], dilation[2];
+    std::int64_t x_strides[2];  // of rows and columns of dx
+    std::int64_t filters;       // of a row phase
+    std::int64_t apart;         // row phases whose filters have blocks of their own: all, or 1
+    std::int64_t together;      // column phases that a warp stores at once: a power of two, to 8
+};
 
 struct Problem {
     std::int64_t images, groups, channels, filters;  // the latter two of a group
@@ -36,10 +51,14 @@ struct Problem {
     std::int64_t first_weight;       // where the first tap of the first one is
     std::int64_t tall_height;        // input rows of an image, padded; a multiple of the stride
     std::int64_t half_columns;       // of a half: 8, and 16 rows; or kHalf, and one row
-    std::int64_t half_down, half_right;  // from the first half of a tile to the second, or 0
-    std::int64_t group_rows;             // of all halves together
-    std::int64_t phases[2];              // of the stride that taps meet
-    std::int64_t patch_rows, pitch;      // of a phase, in pixels
+    std::int64_t half_down, half_right;    // from the first half of a tile to the second, or 0
+    std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
+    std::int64_t tile_size[2];             // of all of them together
+    std::int64_t flat_columns;             // of the output, if a row goes on in the next one, or 0
+    std::int64_t phases[2];                // of the stride that taps meet
+    std::int64_t patch_rows, pitch;        // of a phase, in pixels
+    std::int64_t row_pixels;               // from a row of taps to the next in a phase
+    std::int64_t lead;                     // zeros before the first column of unfolded filters
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -47,6 +66,7 @@ struct Problem {
     std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
     std::int64_t blocks;          // of the grid
+    OutPhases out_phases;
 };
 
 // A tile of outputs and where it lies: filters of a group, and a rectangle of tall outputs.
@@ -62,9 +82,10 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
-// their own (kSplitsFilters), or the other way round.
+// their own (kSplitsFilters), or the other way round. The outputs of filters may interleave
+// (kInterleaves): they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kAhead_, int kStageTaps_, bool kCompensates_>
+          int kPiece_, int kAhead_, int kStageTaps_, bool kCompensates_, bool kInterleaves_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -74,6 +95,7 @@ struct Convolution {
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr bool kSplitsFilters = kSplitsFilters_;
     static constexpr bool kUnfolds = kUnfolds_;
+    static constexpr bool kInterleaves = kInterleaves_;
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel
@@ -81,9 +103,9 @@ struct Convolution {
     // at them. (For 16-bit values it has to wait.)
     static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
     static constexpr int kAhead = kAhead_;
+    static constexpr int kPiece = kPiece_;          // elements of a vector that are copied as one
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
-    static constexpr int kPixelGroups = kSplitsFilters ? 1 : 2;  // of kHalves halves each
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of two halves in registers, and 64 products that are not
@@ -102,12 +124,6 @@ struct Convolution {
     static constexpr int kTapBytes = kParts * kBlockChannels * kRowsOfBlock * 2;
     static constexpr int kStageBytes = kStageTaps * kTapBytes;
 
-    static __host__ __device__ constexpr int tile_rows(const Problem& problem) {
-        return kPixelGroups * static_cast<int>(problem.group_rows);
-    }
-    static __host__ __device__ constexpr int tile_columns(const Problem& problem) {
-        return static_cast<int>(problem.half_columns + problem.half_right);
-    }
     static __host__ __device__ int patch_pixels(const Problem& problem) {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);
@@ -118,25 +134,31 @@ struct Convolution {
     static __host__ __device__ int patch_bytes(const Problem& problem) {
         return kParts * kBlockChannels * 2 * patch_pixels(problem);
     }
-    // Unfolded: runs of a filter row's taps.
+    // Unfolded: vectors that a channel's columns of the filter fill.
     static __host__ __device__ int runs(const Problem& problem) {
-        return (static_cast<int>(problem.kernel_size[1]) + kVector - 1) / kVector;
+        return (static_cast<int>(problem.lead + problem.kernel_size[1]) + kVector - 1) / kVector;
     }
     // Channels of a group, unfolded where they are.
     static __host__ __device__ int channels(const Problem& problem) {
         const auto channels = static_cast<int>(problem.channels);
-        const auto rows = static_cast<int>(problem.kernel_size[0]);
-        return kUnfolds ? channels * rows * runs(problem) * kVector : channels;
+        return kUnfolds ? channels * runs(problem) * kVector : channels;
     }
     static __host__ __device__ int channel_blocks(const Problem& problem) {
         return (channels(problem) + kBlockChannels - 1) / kBlockChannels;
     }
-    static __host__ __device__ int taps(const Problem& problem) {
-        return kUnfolds ? 1 : static_cast<int>(problem.kernel_size[0] * problem.kernel_size[1]);
+    static __host__ __device__ int tap_columns(const Problem& problem) {
+        return kUnfolds ? 1 : static_cast<int>(problem.kernel_size[1]);
     }
-    // With those of weight zero that fill the last stage.
+    static __host__ __device__ int taps(const Problem& problem, int rows) {
+        return rows * tap_columns(problem);
+    }
+    // With those that fill the last stage.
+    static __host__ __device__ int padded_taps(const Problem& problem, int rows) {
+        return (taps(problem, rows) + kStageTaps - 1) / kStageTaps * kStageTaps;
+    }
+    // Of all rows: the most that a tile meets.
     static __host__ __device__ int padded_taps(const Problem& problem) {
-        return (taps(problem) + kStageTaps - 1) / kStageTaps * kStageTaps;
+        return padded_taps(problem, static_cast<int>(problem.kernel_size[0]));
     }
 };
 
@@ -162,8 +184,9 @@ class TileWalk {
     }
 
     __device__ __forceinline__ Tile tile() const {
-        return {at_[kGroup], at_[kFilters] * S::kFilters, at_[kDown] * S::tile_rows(problem_),
-                at_[kAcross] * S::tile_columns(problem_)};
+        return {at_[kGroup], at_[kFilters] * S::kFilters,
+                at_[kDown] * static_cast<int>(problem_.tile_size[0]),
+                at_[kAcross] * static_cast<int>(problem_.tile_size[1])};
     }
 
     __device__ __forceinline__ void advance() {
@@ -208,10 +231,12 @@ struct Shared {
         float scales[kMostStages];  // of the patches
         unsigned largest[2][8];     // of each loading warp's values
         int tap_shifts[kMostTaps];  // of the patch, in pixels
-        // Of each run, where they are unfolded: where its first tap's element lies from a pixel,
-        // that tap's row and column, in 16 bits each, and how many taps there are.
+        // Of each run, where they are unfolded: where its first column's element lies from a pixel,
+        // that column, and how many columns there are, with the zeros before them.
         int offsets[S::kUnfolds ? kMostTaps : 1], steps[S::kUnfolds ? kMostTaps : 1];
         int counts[S::kUnfolds ? kMostTaps : 1];
+        // Of each kind of filter blocks, in whole stages.
+        int tap_counts[S::kInterleaves ? kMostApart : 1];
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
     static constexpr int kStagingPitch = kHalf + 8;

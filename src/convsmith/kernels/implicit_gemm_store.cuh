@@ -4,7 +4,7 @@
 
 #include <climits>
 
-#include "implicit_gemm_problem.cuh"
+#include "implicit_gemm_phases.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -37,12 +37,16 @@ class Store {
   public:
     using T = typename S::Value;
 
-    __device__ Store(const Problem& problem, const T* bias, const float* unscale, T* out,
-                     unsigned char* shared, int warpgroup)
+    struct Tensors {
+        const T *input, *weight, *bias;
+        const float* unscale;
+        T* out;
+    };
+
+    __device__ Store(const Problem& problem, const Tensors& tensors, unsigned char* shared,
+                     int warpgroup)
         : problem_(problem),
-          bias_(bias),
-          unscale_(unscale),
-          out_(out),
+          tensors_(tensors),
           warpgroup_(warpgroup),
           lane_(static_cast<int>(threadIdx.x) % 32),
           tall_out_(static_cast<int>(problem.tall_height / problem.stride[0])) {
@@ -54,14 +58,16 @@ class Store {
     // Begins to read what the sums of a tile are multiplied with and what is added to them.
     __device__ __forceinline__ void prepare(const Tile& tile) {
         const auto filters = static_cast<int>(problem_.filters);
-        const float* unscale = unscale_ + tile.group * filter_blocks<S>(problem_) * S::kFilters;
+        const float* unscale =
+            tensors_.unscale + tile.group * filter_blocks<S>(problem_) * S::kFilters;
 #pragma unroll
         for (int eight = 0; eight < 2; ++eight) {
             const int filter = min(first_filter(tile) + eight * 8 + lane_ / 4, filters - 1);
             factors_[eight] = unscale[filter];
-            biases_[eight] = bias_ == nullptr ? 0.0f
-                                              : static_cast<float>(Element<T>::widen(
-                                                    bias_[tile.group * problem_.filters + filter]));
+            biases_[eight] = tensors_.bias == nullptr
+                                 ? 0.0f
+                                 : static_cast<float>(Element<T>::widen(
+                                       tensors_.bias[tile.group * problem_.filters + filter]));
         }
     }
 
@@ -77,18 +83,20 @@ class Store {
             for (int eight = 0; eight < 2; ++eight) {
                 const int first = first_filter(tile) + eight * 8;
                 if (first >= filters) continue;
-                T* plane = out_ + (first_channel + first) * problem_.out_strides[1] +
+                if constexpr (S::kInterleaves) {
+                    stage(sums[half], eight);
+                    store_phases(tile.group, corner, first);
+                    ptx::warp_sync();
+                    continue;
+                }
+                T* plane = tensors_.out + (first_channel + first) * problem_.out_strides[1] +
                            corner.first_image * problem_.out_strides[0];
                 const int count = min(filters - first, 8);
                 if (problem_.stores_pairs != 0) {
                     store_pairs(plane, corner, count, eight, sums[half]);
                     continue;
                 }
-                auto* to = reinterpret_cast<Vector<float, 2>*>(
-                    staging_ + lane_ / 4 * Shared<S>::kStagingPitch + lane_ % 4 * 2);
-#pragma unroll
-                for (int j = 0; j < kValues / 4; ++j) to[4 * j] = pair(sums[half], j, eight);
-                ptx::warp_sync();
+                stage(sums[half], eight);
                 if (problem_.stores_runs != 0) {
                     store_runs(plane, corner, count);
                 } else {
@@ -115,8 +123,19 @@ class Store {
                 factors_[eight] * from[1] + biases_[eight]};
     }
 
-    // Where pixel `pixel` of a half belongs, from its image's first channel on; or kNone.
-    static constexpr int kNone = INT_MIN;
+    __device__ __forceinline__ bool is_flat() const {
+        return S::kUnfolds && problem_.flat_columns != 0;
+    }
+
+    // Brings this warp's eight filters of a half to shared memory.
+    template <int kValues>
+    __device__ __forceinline__ void stage(const float (&sums)[kValues], int eight) const {
+        auto* to = reinterpret_cast<Vector<float, 2>*>(
+            staging_ + lane_ / 4 * Shared<S>::kStagingPitch + lane_ % 4 * 2);
+#pragma unroll
+        for (int j = 0; j < kValues / 4; ++j) to[4 * j] = pair(sums, j, eight);
+        ptx::warp_sync();
+    }
 
     struct Corner {
         int row, column;  // of the half, in the first image
@@ -125,21 +144,44 @@ class Store {
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile, int half) const {
         const int group = S::kSplitsFilters ? 0 : warpgroup_;
-        const int row = tile.row + group * static_cast<int>(problem_.group_rows) +
-                        half * static_cast<int>(problem_.half_down);
+        int row = tile.row + group * static_cast<int>(problem_.group_down) +
+                  half * static_cast<int>(problem_.half_down);
+        int column = tile.column + group * static_cast<int>(problem_.group_right) +
+                     half * static_cast<int>(problem_.half_right);
+        if (is_flat()) {
+            const auto columns = static_cast<int>(problem_.flat_columns);
+            row = column / columns;
+            column %= columns;
+        }
         const int image = row / tall_out_;
-        return {row - image * tall_out_, tile.column + half * static_cast<int>(problem_.half_right),
-                image};
+        return {row - image * tall_out_, column, image};
     }
 
-    __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
+    // Where pixel `pixel` of a half is: its image, from the first one on, its row and column.
+    struct Position {
+        int image, row, column;
+    };
+
+    __device__ __forceinline__ Position position_of(const Corner& corner, int pixel) const {
         const bool is_narrow = problem_.half_columns == 8;
         int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;
+        int q = corner.column + (is_narrow ? pixel % 8 : pixel);
+        if (is_flat()) {
+            p += q / static_cast<int>(problem_.flat_columns);
+            q %= static_cast<int>(problem_.flat_columns);
+        }
         while (p >= tall_out_) {
             p -= tall_out_;
             ++image;
         }
-        const int q = corner.column + (is_narrow ? pixel % 8 : pixel);
+        return {image, p, q};
+    }
+
+    // And where it belongs, from its image's first channel on; or kNone.
+    static constexpr int kNone = INT_MIN;
+
+    __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
+        const auto [image, p, q] = position_of(corner, pixel);
         const bool exists = corner.first_image + image < static_cast<int>(problem_.images) &&
                             p < static_cast<int>(problem_.out_size[0]) &&
                             q < static_cast<int>(problem_.out_size[1]);
@@ -194,19 +236,35 @@ class Store {
                                                  Element<T>::narrow(values.values[1])};
     }
 
-    // A half is a run of neighbours: but for its ends it is stored in whole sectors of 32 bytes,
-    // for memory reads what is to be written in part.
+    // A half is a run of neighbours, or a flat one's are where an image ends.
     __device__ __forceinline__ void store_runs(T* plane, const Corner& corner, int count) const {
+        const auto rows = static_cast<int>(problem_.out_size[0]);
+        const auto columns = static_cast<int>(problem_.out_size[1]);
+        if (!is_flat()) {
+            const int place = place_of(corner, 0);
+            if (place == kNone) return;
+            store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
+            return;
+        }
+        const int images = static_cast<int>(problem_.images) - corner.first_image;
+        int first = -(corner.row * columns + corner.column);  // the image's
+        for (int image = 0; first < kHalf && image < images; ++image) {
+            const int begin = max(first, 0), end = min(first + rows * columns, kHalf);
+            T* out = plane + image * problem_.out_strides[0] + (begin - first);
+            if (begin < end) store_run(out, begin, end - begin, count);
+            first += tall_out_ * columns;
+        }
+    }
+
+    // Stores neighbours, from pixel `first` on: but for their ends in whole sectors of 32 bytes,
+    // for memory reads what is to be written in part.
+    __device__ __forceinline__ void store_run(T* out, int first, int pixels, int count) const {
         constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
-        const int place = place_of(corner, 0);
-        if (place == kNone) return;
-        const int pixels = min(static_cast<int>(problem_.out_size[1]) - corner.column, kHalf);
-        T* out = plane + place;
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
             const auto before =
                 static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
-            const float* row = staging_ + f * Shared<S>::kStagingPitch;
+            const float* row = staging_ + f * Shared<S>::kStagingPitch + first;
 #pragma unroll
             for (int i = 0; i <= kVectorPixels; ++i) {
                 const int pixel = i * 32 + lane_ - before;
@@ -234,10 +292,72 @@ class Store {
         }
     }
 
+    // Stores eight filters that are phases. What infinity times zero has spoilt is computed anew.
+    __device__ __forceinline__ void store_phases(int group, const Corner& corner, int first) const {
+        bool has_nan = false;
+        visit_phases(group, corner, first,
+                     [&](float value, T* to, const PhaseFilter&, int, int, int) {
+                         *to = Element<T>::narrow(value);
+                         has_nan = has_nan || value != value;
+                     });
+        if (!has_nan) return;
+        visit_phases(
+            group, corner, first,
+            [&](float value, T* to, const PhaseFilter& filter, int image, int h, int w) {
+                if (value == value) return;
+                *to = Element<T>::narrow(input_gradient<S>(
+                    problem_, tensors_.input, tensors_.weight, image, group, filter.channel, h, w));
+            });
+    }
+
+    // Calls `visitor` for the sums of eight filters that are phases: with a sum, where it belongs,
+    // its filter, image, row and column. Some column phases of a channel, which are neighbours in
+    // x, come together, and rows in whole sectors, as in store_runs.
+    template <typename Visitor>
+    __device__ __forceinline__ void visit_phases(int group, const Corner& corner, int first,
+                                                 const Visitor& visitor) const {
+        constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
+        const OutPhases& out = problem_.out_phases;
+        const auto together = static_cast<int>(out.together);
+        const auto stride_h = static_cast<int>(out.stride[0]);
+        const auto stride_w = static_cast<int>(out.stride[1]);
+        const auto of_image = static_cast<int>(problem_.out_strides[0]);
+        const auto of_row = static_cast<int>(out.x_strides[0]);
+        const auto of_column = static_cast<int>(out.x_strides[1]);
+        const int images = static_cast<int>(problem_.images) - corner.first_image;
+#pragma unroll 1
+        for (int f = 0; f < 8; f += together) {
+            const PhaseFilter filter = phase_filter(problem_, first + f);
+            if (!filter.exists) continue;
+            T* plane = tensors_.out + corner.first_image * problem_.out_strides[0] +
+                       (group * out.channels + filter.channel) * problem_.out_strides[1];
+            const int first_h = corner.row * stride_h + filter.phase[0];
+            const int first_w = corner.column * stride_w + filter.phase[1];
+            const T* begin = plane + first_h * of_row + first_w * of_column;
+            const auto before = problem_.half_columns == 8
+                                    ? 0
+                                    : static_cast<int>(reinterpret_cast<std::uintptr_t>(begin) /
+                                                       sizeof(T) % kSector);
+            const int lane = lane_ + 32 - before, phase = lane % together;
+            const float* row = staging_ + (f + phase) * Shared<S>::kStagingPitch;
+#pragma unroll 4
+            for (int pixel = (lane - 32 - phase) / together; pixel < kHalf;
+                 pixel += 32 / together) {
+                if (pixel < 0) continue;
+                const Position at = position_of(corner, pixel);
+                const int h = at.row * stride_h + filter.phase[0];
+                const int w = at.column * stride_w + filter.phase[1] + phase;
+                if (at.image < images && h < static_cast<int>(out.x_size[0]) &&
+                    w < static_cast<int>(out.x_size[1])) {
+                    T* to = plane + (at.image * of_image + h * of_row + w * of_column);
+                    visitor(row[pixel], to, filter, corner.first_image + at.image, h, w);
+                }
+            }
+        }
+    }
+
     const Problem& problem_;
-    const T* bias_;
-    const float* unscale_;
-    T* out_;
+    Tensors tensors_;
     float* staging_;
     float factors_[2], biases_[2];
     int warpgroup_, lane_, tall_out_;

@@ -9,7 +9,7 @@ from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
-BEGIN_AND_END_MS = 0.012
+BEGIN_AND_END_MS = 0.009
 PACK_MS_PER_TERM = 1.2e-6  # of a filter
 SHARE_OF_MEMORY = 0.85
 
@@ -29,6 +29,8 @@ STORE_LONG_UNALIGNED = 11.0
 STORE_SHORT = 11.0
 STORE_SHORT_UNALIGNED = 18.0
 STORE_SINGLE = 25.0
+STORE_PHASES_SHORT = 36.0
+STORE_PHASES_LONG = 22.0
 STORE_16_BITS = 0.7  # of the time of 32
 SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of long ones
 OVERLAP = 0.5  # of the second longest of a tile's three parts
@@ -38,7 +40,7 @@ def predicted_tiles_ms(
     spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
     """Time of ``spec``: memory, or the tiles that a multiprocessor goes over, one after another."""
-    forward = forward_of(spec)
+    forward = forward_of(spec, configuration.apart)
     rate = ceilings.fp16_TFLOPs / multiprocessors / H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     last = store_us(forward, configuration)
     tiles_ms = (rounds(forward, configuration) * tile_us(forward, configuration, rate) + last) / 1e3
@@ -49,20 +51,19 @@ def predicted_tiles_ms(
 
 def rounds(forward: Forward, configuration: Configuration) -> int:
     """Tiles that a block goes over, the longest."""
-    filters = 128 if configuration.splits_filters else 64
-    tiles = math.prod(configuration.tiles) * forward.groups * -(-forward.filters // filters)
+    tiles = math.prod(configuration.tiles) * forward.groups * configuration.filter_blocks
     return -(-tiles // configuration.blocks)
 
 
 def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
     channels = configuration.channel_blocks * configuration.block_channels
-    terms = channels * configuration.padded_taps
+    terms = channels * configuration.met_taps
     outputs = TILE_OUTPUTS // (2 if configuration.compensates else 1)
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
-    vectors = channels // 8 * pixels
+    vectors = configuration.vectors * pixels * share_that_meets(forward)
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
@@ -77,10 +78,19 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     return (longest + OVERLAP * second) * slower
 
 
+def share_that_meets(forward: Forward) -> float:
+    """Of the filter blocks: an input gradient's phase without a tap loads nothing."""
+    return sum(count > 0 for count in forward.tap_counts) / len(forward.tap_counts)
+
+
 def store_us(forward: Forward, configuration: Configuration) -> float:
     """Time of storing a tile."""
     aligned = all(step % 8 == 0 for step in forward.out_strides[:3])
-    if configuration.stores_pairs and configuration.shape.is_narrow:
+    phases = forward.phases
+    if phases is not None and phases.together == phases.stride[1] and phases.x_strides[1] == 1:
+        is_narrow = configuration.shape.is_narrow
+        time = STORE_PHASES_SHORT if is_narrow else STORE_PHASES_LONG
+    elif configuration.stores_pairs and configuration.shape.is_narrow:
         time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
     elif configuration.stores_pairs or configuration.stores_runs:
         time = STORE_LONG if aligned else STORE_LONG_UNALIGNED

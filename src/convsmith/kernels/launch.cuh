@@ -22,10 +22,10 @@ __device__ __forceinline__ T* shared_memory() {
     return reinterpret_cast<T*>(convsmith_shared_memory);
 }
 
-// Launches `kernel` on `stream`; nullptr, or what CUDA says went wrong.
-template <typename Kernel, typename... Arguments>
-const char* launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
-                   std::uintptr_t stream, Arguments... arguments) {
+// Launches `kernel` with the first kAttributes of what it takes to begin early.
+template <unsigned kAttributes, typename Kernel, typename... Arguments>
+const char* launch_with(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                        std::uintptr_t stream, Arguments... arguments) {
     constexpr std::size_t kDefaultSharedBytes = 48 * 1024;
     cudaError_t error = cudaSuccess;
     if (shared_bytes > kDefaultSharedBytes) {
@@ -33,11 +33,37 @@ const char* launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_byte
                                      static_cast<int>(shared_bytes));
     }
     if (error == cudaSuccess) {
+        cudaLaunchAttribute early = {};
+        early.id = cudaLaunchAttributeProgrammaticStreamSerialization;
+        early.val.programmaticStreamSerializationAllowed = 1;
+        cudaLaunchConfig_t configuration = {};
+        configuration.gridDim = grid;
+        configuration.blockDim = block;
+        configuration.dynamicSmemBytes = shared_bytes;
+        configuration.stream = reinterpret_cast<cudaStream_t>(stream);
+        configuration.attrs = &early;
+        configuration.numAttrs = kAttributes;
         void* pointers[] = {&arguments...};
-        error = cudaLaunchKernel(reinterpret_cast<const void*>(kernel), grid, block, pointers,
-                                 shared_bytes, reinterpret_cast<cudaStream_t>(stream));
+        error =
+            cudaLaunchKernelExC(&configuration, reinterpret_cast<const void*>(kernel), pointers);
     }
     return error == cudaSuccess ? nullptr : cudaGetErrorString(error);
+}
+
+// Launches `kernel` on `stream`; nullptr, or what CUDA says went wrong.
+template <typename Kernel, typename... Arguments>
+const char* launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                   std::uintptr_t stream, Arguments... arguments) {
+    return launch_with<0>(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
+// The same, and the kernel may begin beside the end of the one before it: it waits itself before it
+// reads what that one has written (ptx/grid_dependency.cuh).
+template <typename Kernel, typename... Arguments>
+const char* launch_early(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                         std::uintptr_t stream, Arguments... arguments) {
+    constexpr unsigned kAttributes = CUDART_VERSION >= 12030 ? 1 : 0;  // graphs capture it
+    return launch_with<kAttributes>(kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 }  // namespace convsmith

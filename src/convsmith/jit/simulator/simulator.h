@@ -198,4 +198,11 @@ const char* launch(void (*kernel)(Parameters...), dim3 grid, dim3 block, std::si
                                &thread, grid, block, shared_bytes);
 }
 
+// The same: here kernels run one after another.
+template <typename Kernel, typename... Arguments>
+const char* launch_early(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
+                         std::uintptr_t stream, Arguments... arguments) {
+    return launch(kernel, grid, block, shared_bytes, stream, arguments...);
+}
+
 }  // namespace convsmith
