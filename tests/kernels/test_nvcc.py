@@ -56,8 +56,8 @@ IMPLICIT_GEMM = (
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 64),  # phases that share blocks
     ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 68),
     ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 72),  # row phases apart
-    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 84),
-    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 412),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 76),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 388),
     ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 64),
     ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
     ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),

@@ -1,4 +1,4 @@
-// Vectors of dy and of x on their way to 16-bit operands.
+// Values of dy and of x on their way to 16-bit operands.
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
@@ -10,6 +10,30 @@ template <typename S>
 __device__ __forceinline__ float widened(typename S::Value value) {
     return static_cast<float>(Element<typename S::Value>::widen(value));
 }
+
+// The power of two that values of x or of dy are multiplied by.
+template <typename S>
+struct Scale {
+    static constexpr int kUsualExponent = 10;  // suits the most usual magnitudes
+    static constexpr int kMostRise = 20;
+    static constexpr int kBestExponent = 14;  // of what is scaled
+    static constexpr int kSuiting = 6;        // binades below that, in which a scale is kept
+
+    int exponent = S::kScales ? kUsualExponent : 0;
+    int least = 127;  // that there was a need for
+
+    // Whether it suits values, of which the largest magnitude is finite; another one is taken if
+    // not.
+    __device__ __forceinline__ bool suits(unsigned largest_bits) {
+        const int largest = static_cast<int>(largest_bits >> 23) - 127;
+        const int wanted = min(min(max(kBestExponent - largest, -126), 127), least + kMostRise);
+        const bool fits =
+            largest_bits == 0 || (wanted >= exponent && wanted <= exponent + kSuiting);
+        if (!fits) exponent = wanted;
+        if (largest_bits != 0) least = min(least, exponent);
+        return fits;
+    }
+};
 
 // Whether all bits of some exponent are ones: then adding to the last of them carries.
 template <typename Operand>

@@ -64,7 +64,7 @@ class RowLoader {
         skip_rows();
 #pragma unroll 1
         for (int i = 0; i < S::kLoads; ++i) begin_load(i);
-        Scale x_scale, y_scale;
+        Scale<S> x_scale, y_scale;
         int slot = 0;  // of the next row of x
 #pragma unroll 1
         for (; line_.exists(); line_.advance()) {
@@ -110,15 +110,6 @@ class RowLoader {
   private:
     static constexpr int kBarrier = 1;               // its number
     static constexpr int kAligned = 16 / sizeof(T);  // elements
-    static constexpr int kUsualExponent = 10;        // suits the most usual magnitudes
-    static constexpr int kMostRise = 20;
-    static constexpr int kBestExponent = 14;  // of what is scaled
-    static constexpr int kSuiting = 6;        // binades below that, in which a scale is kept
-
-    struct Scale {
-        int exponent = S::kScales ? kUsualExponent : 0;
-        int least = 127;  // that there was a need for
-    };
 
     // A row of a line: where its `count` columns lie, of the line's first image and the block's
     // first channel. What the table has for a pixel is a column, from the `before`-th one on.
@@ -477,7 +468,7 @@ class RowLoader {
 
     // Takes over again what the line has brought of x or of dy, of which the largest magnitude is
     // known, if its scale does not suit it.
-    __device__ __forceinline__ void agree(bool is_x, int first, Scale& scale, unsigned bits) {
+    __device__ __forceinline__ void agree(bool is_x, int first, Scale<S>& scale, unsigned bits) {
         const bool special = bits >= kInfinityBits;
         if (special) {
             float finite = 0;
@@ -494,13 +485,7 @@ class RowLoader {
             unsigned other = 0;
             find_largest(bits, other);
         }
-        const int exponent = static_cast<int>(bits >> 23) - 127;
-        const int wanted =
-            min(min(max(kBestExponent - exponent, -126), 127), scale.least + kMostRise);
-        const bool suits =
-            bits == 0 || (wanted >= scale.exponent && wanted <= scale.exponent + kSuiting);
-        if (!suits) scale.exponent = wanted;
-        if (bits != 0) scale.least = min(scale.least, scale.exponent);
+        const bool suits = scale.suits(bits);
         if (!suits || (special && S::kParts == 2)) {
             const float factor = power_of_two(scale.exponent);
             const int low = head_.tensors[is_x].low;
