@@ -23,29 +23,30 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
     assert reason is None, reason
 
 
-# Where the record of the H100 says that an error is larger than PyTorch's. The next record has to
-# do without each of these.
+# What the record of the H100 is not complete and right in. The next record has to do without each.
 #
-# - kb63's weight gradient of the TF32 class: 2.6 million pixels of one sign, of which the tensor
-#   cores add too many in a row, truncating.
-# - Two weight gradients of the float32 class, in rms, by up to 2.3 times.
-# - Three input gradients of that class in which cuDNN errs less, and which are not compensated.
-# - Two largest errors on operands of a wide range, by up to a quarter.
+# - A test that a problem's float32 result errs no more than PyTorch's: of sums of 30 terms that was
+#   chance, and ten draws were wrong in a row. It asks for the TF32 class now.
+# - Input gradients of the float32 class. On operands of a wide range the largest error, of results
+#   that are one product or two, is up to 1.6 times cuDNN's: operands have 22 bits, of cuDNN's 24.
+#   In two grouped ones, of sums of a few terms, the rms error is up to 1.7 times cuDNN's.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": {
-        "core kb63 grad_weight tf32 nchw: wrong: rand: rms error 0.00152, at most 0.00105",
-        "core deeplab_dil12 grad_weight float32 nchw: "
-        "wrong: rand: rms error 1.94e-07, at most 1.25e-07",
-        "dense c_b8_c32k32_81x201_k11_s2x1 grad_weight float32 nchw: "
-        "wrong: rand: rms error 3.63e-07, at most 1.56e-07",
-        "core kb62 grad_input float32 nchw: wrong: rand: rms error 1.76e-07, at most 1.46e-07",
+        "GPU tests: 1204 passed, 1 failed",
         "core rn50_l1_3x3 grad_input float32 nchw: "
-        "wrong: rand: rms error 1.41e-07, at most 1.38e-07",
-        "dense c_b32_c96k256_27_k5_g2 grad_input float32 nchw: "
-        "wrong: rand: rms error 8.26e-08, at most 8.15e-08",
-        "core kb55 grad_input float32 nchw: wrong: wide: largest error 2.28e-07, at most 2.08e-07",
-        "dense c_b64_c64k192_27_k5 forward float32 nchw: "
-        "wrong: wide: largest error 2.29e-07, at most 1.86e-07",
+        "wrong: wide: largest error 2.63e-07, at most 1.79e-07",
+        "core rn50_l2_3x3s2 grad_input float32 nchw: "
+        "wrong: wide: largest error 2.74e-07, at most 1.94e-07",
+        "dense c_b64_c128k32_28_k3 grad_input float32 nchw: "
+        "wrong: wide: largest error 2.26e-07, at most 1.39e-07",
+        "dense c_b8_c32k32_81x201_k11_s2x1 grad_input float32 nchw: "
+        "wrong: wide: largest error 2.06e-07, at most 1.8e-07",
+        "dense c_b8_c90k60_29_k3_s1x3_g6 grad_input float32 nchw: "
+        "wrong: rand: rms error 5.23e-08, at most 4.57e-08",
+        "core kb55 grad_input float32 nchw: wrong: wide: largest error 2.71e-07, at most 1.96e-07",
+        "core kb50 grad_input float32 nchw: wrong: wide: largest error 3.3e-07, at most 2.1e-07",
+        "dense c_b8_c1024k1024_14_k3_g32 grad_input float32 nchw: "
+        "wrong: rand: rms error 9.61e-08, at most 5.78e-08",
     }
 }
 
