@@ -27,6 +27,9 @@ CASES = {
     "dilated": replace(ORDINARY, dilation=(2, 3), padding=(2, 3)),
     "strided-and-dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
     "1x1": replace(ORDINARY, kernel_size=(1, 1), padding=(0, 0), stride=(2, 2)),
+    "far-strided": replace(  # a tile reaches over more columns than 16 bits count
+        ORDINARY, batch=1, size=(2, 140000), kernel_size=(1, 1), padding=(0, 0), stride=(1, 1000)
+    ),
     "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
     "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
     "three-channels": replace(ORDINARY, group_channels=3, kernel_size=(7, 7), stride=(2, 2)),
