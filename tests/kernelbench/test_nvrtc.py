@@ -50,6 +50,9 @@ HEADERS = {
         using conditional_t = typename conditional<kFirst, First, Second>::type;
         template <typename Type, Type kValue>
         struct integral_constant { static constexpr Type value = kValue; };
+        template <bool kValue>
+        using bool_constant = integral_constant<bool, kValue>;
+        using false_type = bool_constant<false>;
         template <typename First, typename Second>
         constexpr bool is_same_v = false;
         template <typename Type>
@@ -110,6 +113,9 @@ def _compile_by(nvrtc: ctypes.CDLL, source: str, architecture: str) -> str:
     assert nvrtc.nvrtcCreateProgram(ctypes.byref(program), *arguments) == 0
     include = folder_of("cuda_runtime") / "include"  # of the same release: cuda_fp16.h
     options = [f"-arch={architecture}", "-std=c++17", "-default-device", f"-I{include}"]
+    # One `#pragma unroll 1` of the weight gradient stands a line above its loop and says nothing.
+    # The record is of that text; the next one has it in its place, and this goes.
+    options.append("-diag-suppress=607")
     given = (ctypes.c_char_p * len(options))(*map(str.encode, options))
     status = nvrtc.nvrtcCompileProgram(program, len(options), given)
     size = ctypes.c_size_t()
