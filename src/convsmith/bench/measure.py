@@ -17,7 +17,7 @@ from convsmith.bench.record import Row
 from convsmith.bench.rows import Pair, enter_times, judged_row
 from convsmith.bench.suites import DTYPE, Layer, Layout
 from convsmith.bench.switches import cudnn_autotuning, precision_class
-from convsmith.planner import TORCH, Plan
+from convsmith.planner import Plan
 from convsmith.roofline import Ceilings
 from convsmith.spec import Direction, Precision
 
@@ -133,10 +133,7 @@ class _Measurement:
             self._layout.value,
         )
         floor_ms = roofline.floor_ms(plan.spec, self._conditions.ceilings)
-        row = judged_row(
-            *(key, plan.kernel, floor_ms, plan.predicted_ms, errors, MAIN.value),
-            same_function=plan.kernel == TORCH,
-        )
+        row = judged_row(key, plan.kernel, floor_ms, plan.predicted_ms, errors, MAIN.value)
         if "fault" in row:
             return row
         with self._as_planned(precision):

@@ -85,9 +85,7 @@ class _Measurement:
                 Layout.NCHW.value,
             )
             errors = {OWN_INPUTS: self._errors()}
-            floor = self._floor_ms(precision)
-            # Some or all of an exported Model may be what Model is, too.
-            row = judged_row(key, EXPORTED, floor, None, errors, OWN_INPUTS, same_function=True)
+            row = judged_row(key, EXPORTED, self._floor_ms(precision), None, errors, OWN_INPUTS)
             if "fault" in row:
                 return row
             calls = self._calls()

@@ -9,6 +9,7 @@ from convsmith.bench import accuracy
 from convsmith.bench.accuracy import Errors
 from convsmith.bench.record import ErrorFields, Row, RowKey
 from convsmith.bench.timing import Timing
+from convsmith.planner import TORCH
 from convsmith.spec import Precision
 
 
@@ -36,8 +37,6 @@ def judged_row(
     predicted_ms: float | None,
     errors: Mapping[str, Pair],
     main: str,
-    *,
-    same_function: bool,
 ) -> Row:
     """A row without times, with a fault where a result is wrong.
 
@@ -47,7 +46,6 @@ def judged_row(
         floor_ms, predicted_ms: what the GPU and the planner say of its time.
         errors: by what the input was.
         main: the input whose errors are the row's own.
-        same_function: ours may be PyTorch's convolution too.
     """
     suite, layer, direction, precision, layout = key
     row: Row = {
@@ -68,7 +66,7 @@ def judged_row(
     }
     for name, pair in errors.items():
         fault = accuracy.fault(
-            Precision(precision), pair.ours, pair.theirs, same_function=same_function
+            Precision(precision), pair.ours, pair.theirs, same_function=kernel == TORCH
         )
         if fault is not None:
             row["fault"] = f"{name}: {fault}"
