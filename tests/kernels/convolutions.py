@@ -100,6 +100,11 @@ PLAIN = Case(
 )
 
 
+# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result:
+# what the tensor cores' families err.
+LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
+
+
 @contextmanager
 def on_poisoned_memory(kernel: str) -> Iterator[None]:
     """All convolutions, of CPU tensors too, run on ``kernel`` and find NaN in new memory."""

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LAYOUTS, PLAIN, Case, cases, check, on_poisoned_memory
+from convolutions import LAYOUTS, PLAIN, Case, cases, check
 from hypothesis import HealthCheck, given, settings
 
 import convsmith
@@ -15,14 +14,7 @@ from convsmith import execute
 from convsmith.kernels import direct
 from convsmith.spec import ConvSpec, Direction
 
-
-@pytest.fixture(
-    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    """A device whose convolutions all run on the direct family, from poisoned memory."""
-    with on_poisoned_memory("direct"):
-        yield request.param
+FAMILY = "direct"
 
 
 @settings(

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import PLAIN, Case, dense_cases, on_poisoned_memory
+from convolutions import LARGEST_ERROR, PLAIN, Case, dense_cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from convsmith import execute
 from convsmith.kernels import implicit_gemm
 from convsmith.spec import Direction
 
+FAMILY = "implicit_gemm"
 ORDINARY = replace(PLAIN, group_channels=20)
 CASES = {
     "ordinary": ORDINARY,
@@ -62,22 +63,6 @@ CASES = {
     "channels-last": replace(ORDINARY, layout="channels_last"),
     "transposed": replace(ORDINARY, layout="transposed"),
 }
-# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result.
-LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
-
-
-@pytest.fixture(
-    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with on_poisoned_memory("implicit_gemm"):
-        yield request.param
-
-
-@pytest.fixture(params=["tf32", "float32"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
-    return request.param
 
 
 def errors(case: Case, device: str, factor: float = 1) -> float:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import PLAIN, Case, on_poisoned_memory
+from convolutions import LARGEST_ERROR, PLAIN, Case
 from torch import Tensor
 
 import convsmith
@@ -15,6 +14,7 @@ from convsmith import execute
 from convsmith.kernels import implicit_gemm
 from convsmith.spec import Direction, Pair
 
+FAMILY = "implicit_gemm"
 ORDINARY = replace(PLAIN, group_channels=20, stride=(2, 2))
 CASES = {
     "ordinary": ORDINARY,
@@ -42,22 +42,6 @@ CASES = {
     ),
     "channels-last": replace(ORDINARY, layout="channels_last"),
 }
-# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result.
-LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
-
-
-@pytest.fixture(
-    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with on_poisoned_memory("implicit_gemm"):
-        yield request.param
-
-
-@pytest.fixture(params=["tf32", "float32"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
-    return request.param
 
 
 def operands(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:

@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import PLAIN, Case, dense_cases, on_poisoned_memory
+from convolutions import LARGEST_ERROR, PLAIN, Case, dense_cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
@@ -16,6 +15,7 @@ from convsmith import execute
 from convsmith.kernels import implicit_gemm
 from convsmith.spec import Direction
 
+FAMILY = "implicit_gemm"
 ORDINARY = replace(PLAIN, group_channels=20)
 CASES = {
     "ordinary": ORDINARY,
@@ -61,22 +61,6 @@ CASES = {
     "few-channels-small-planes": replace(ORDINARY, group_channels=1, batch=9, size=(7, 5)),
     "few-channels-1x1": replace(ORDINARY, group_channels=3, kernel_size=(1, 1), padding=(0, 0)),
 }
-# The largest error that rounding operands to 11 bits, or to 22, may leave, over the largest result.
-LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
-
-
-@pytest.fixture(
-    scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
-)
-def device(request: pytest.FixtureRequest) -> Iterator[str]:
-    with on_poisoned_memory("implicit_gemm"):
-        yield request.param
-
-
-@pytest.fixture(params=["tf32", "float32"])
-def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> str:
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
-    return request.param
 
 
 def operands(case: Case, device: str) -> tuple[Tensor, Tensor, Tensor]:
