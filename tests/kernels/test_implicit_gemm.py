@@ -85,8 +85,9 @@ def test_long_sums_err_like_short_ones(
 ) -> None:
     """Not by what tensor cores truncate, nor by a rounding for every stage of weights.
 
-    cuDNN's error in the layers that it computes by FFT or Winograd is 0.9e-7 to 2e-7 in rms, on
-    operands in [0, 1). A sum that is rounded in 24 places, as this one was, has 1.5e-7.
+    cuDNN's error in the layers that it computes by FFT or Winograd is 0.9e-7 to 2e-7 in rms on
+    operands in [0, 1), and 2e-7 or more on normal ones. Sums that are rounded after each stage of
+    weights have 1.5e-7 on both.
     """
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
     generator = torch.Generator().manual_seed(0)
@@ -94,7 +95,7 @@ def test_long_sums_err_like_short_ones(
     w = draw(8, 176, 3, 3, generator=generator).to(device)
     exact = torch.conv2d(x.double(), w.double())
     error = convsmith.conv2d(x, w).double() - exact
-    limit = 9e-8 if draw is torch.rand else 1.15e-7
+    limit = 8e-8 if draw is torch.rand else 1.3e-7
     assert error.square().mean().sqrt() / exact.square().mean().sqrt() < limit
 
 

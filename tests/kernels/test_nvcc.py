@@ -48,7 +48,7 @@ DEPTHWISE = (
 IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.TF32, 24),
     ("kb55", Direction.FORWARD, Precision.FLOAT32, 140),
-    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 80),  # compensated
+    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
     ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
     ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 60),

@@ -145,7 +145,7 @@ def template_arguments(
         *(configuration.ahead, configuration.stage_taps),
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
-    last = (configuration.compensates, forward_of(spec).phases is not None)
+    last = (configuration.short_sums, forward_of(spec).phases is not None)
     what = ", ".join((*first, *map(str, numbers), *(str(flag).lower() for flag in last)))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 

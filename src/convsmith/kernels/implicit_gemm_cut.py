@@ -53,7 +53,7 @@ class Configuration:
 
     Args:
         products: of 16-bit operands that make one.
-        compensates: the sums are long, and keep what adding to them loses.
+        short_sums: the tensor cores' are of 16 terms, and some of them are added up apart.
         unfolds: each channel and column of the filter is a channel of its own.
         piece: elements of an unfolded vector that are copied as one.
         lead: zeros before the first column of unfolded filters.
@@ -82,7 +82,7 @@ class Configuration:
     """
 
     products: int
-    compensates: bool
+    short_sums: bool
     apart: bool
     filter_blocks: int
     splits_filters: bool

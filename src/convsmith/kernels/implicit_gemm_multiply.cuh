@@ -56,32 +56,23 @@ class Multiplier {
                 if (blocks == 0) break;
                 scale = next;
             }
-        } else if constexpr (!S::kCompensates) {
-#pragma unroll 1
-            for (; blocks > 0; --blocks) add_patch_in_parts(taps, 1 / next_scale());
         } else {
-            // What the sums have still to be given is of a patch's scale. Where that changes, it is
-            // let go; it can be so far from the next one that no number lies between.
-            float products[kValues] = {};
-            float scale = next_scale();
 #pragma unroll 1
-            for (;;) {
-                add_patch_compensated(taps, products, scale);
-                if (--blocks == 0) break;
-                const float next = next_scale();
-                const float kept = next == scale ? 1.0f : 0.0f;
-#pragma unroll
-                for (int i = 0; i < kValues; ++i) products[i] *= kept;
-                scale = next;
+            for (; blocks > 0; --blocks) {
+                const float unscale = 1 / next_scale();
+                if constexpr (S::kShortSums) {
+                    add_patch_of_short_sums(taps, unscale);
+                } else {
+                    add_patch_in_parts(taps, unscale);
+                }
             }
         }
     }
 
   private:
-    // Of split operands: 16 channels of a tap are a term. Truncation is a bias that grows with the
-    // terms of a sum: of two it is half of three's.
-    static constexpr int kStageTerms = S::kStageTaps * S::kSteps, kSumTerms = 2;
-    static constexpr float kLargestLoss = 0x1p60f;  // more than a finite sum of products loses
+    // Of split operands: 16 channels of a tap are a term.
+    static constexpr int kStageTerms = S::kStageTaps * S::kSteps;
+    static constexpr int kTapsApart = 4 * S::kStageTaps;
 
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll
@@ -143,8 +134,7 @@ class Multiplier {
     }
 
     // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
-    // of a few taps, begin with the low parts' products, which are small, and are added to the sums
-    // with rounding.
+    // of a few taps, and are added to the sums with rounding.
     __device__ __forceinline__ void add_patch_in_parts(const Taps& taps, float unscale) {
 #pragma unroll 1
         for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
@@ -152,29 +142,7 @@ class Multiplier {
 #pragma unroll
             for (int half = 0; half < S::kHalves; ++half) {
                 float products[kValues];
-                ptx::wgmma_fence();
-#pragma unroll
-                for (int is_high = 0; is_high < 2; ++is_high) {
-#pragma unroll
-                    for (int t = 0; t < S::kStageTaps; ++t) {
-                        const int shift = head_.tap_shifts[tap + t];
-#pragma unroll
-                        for (int step = 0; step < S::kSteps; ++step) {
-                            const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
-                            const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
-                            if (is_high == 1) {
-                                ptx::wgmma<Operand, kHalf>(products, high, b, true);
-                            } else {
-                                const auto low = ptx::moved(high, filters_at(S::kSteps));
-                                const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
-                                ptx::wgmma<Operand, kHalf>(products, high, low_b, t + step > 0);
-                                ptx::wgmma<Operand, kHalf>(products, low, b, true);
-                            }
-                        }
-                    }
-                }
-                ptx::wgmma_commit_group();
-                ptx::wgmma_wait_group<0>();
+                multiply_parts<kStageTerms>(products, a, tap, half, 0);
 #pragma unroll
                 for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
             }
@@ -184,55 +152,62 @@ class Multiplier {
         release_patch();
     }
 
-    // The same of long sums. Products of fewer terms are added, and the next ones begin with what
-    // that has lost: otherwise a long sum errs by a rounding for each.
-    __device__ __forceinline__ void add_patch_compensated(const Taps& taps,
-                                                          float (&products)[kValues], float scale) {
+    // The same with short sums: the tensor cores' are as short as can be, for truncation is a bias
+    // that grows with them, and some of them are added up apart, for what a rounding loses is a
+    // share of what it rounds.
+    __device__ __forceinline__ void add_patch_of_short_sums(const Taps& taps, float unscale) {
+        float apart[kValues] = {};
+        const int end = taps.first + taps.count;
 #pragma unroll 1
-        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
+        for (int tap = taps.first; tap < end;) {
             const std::uint64_t a = filters();
 #pragma unroll
-            for (int first = 0; first < kStageTerms; first += kSumTerms) {
-                const int end = min(first + kSumTerms, kStageTerms);
-                ptx::wgmma_fence();
+            for (int term = 0; term < kStageTerms; ++term) {
+                float products[kValues];
+                multiply_parts<1>(products, a, tap, 0, term);
+                if (term == kStageTerms - 1) release_weights(weight_.stage);
 #pragma unroll
-                for (int is_high = 0; is_high < 2; ++is_high) {
-#pragma unroll
-                    for (int i = first; i < end; ++i) {
-                        const int t = i / S::kSteps, step = i % S::kSteps;
-                        const int shift = head_.tap_shifts[tap + t];
-                        const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
-                        const auto b = ptx::moved(pixels_of(0), shift + pixels_at(step));
-                        if (is_high == 1) {
-                            ptx::wgmma<Operand, kHalf>(products, high, b, true);
-                        } else {
-                            const auto low = ptx::moved(high, filters_at(S::kSteps));
-                            const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
-                            ptx::wgmma<Operand, kHalf>(products, high, low_b, true);
-                            ptx::wgmma<Operand, kHalf>(products, low, b, true);
-                        }
-                    }
-                }
-                ptx::wgmma_commit_group();
-                ptx::wgmma_wait_group<0>();
-                if (end == kStageTerms) release_weights(weight_.stage);
-                add_to_sums(products, scale);
+                for (int i = 0; i < kValues; ++i) apart[i] += products[i];
             }
             weight_.advance(static_cast<int>(problem_.weight_stages));
+            tap += S::kStageTaps;
+            if (tap == end || (tap - taps.first) % kTapsApart == 0) {
+#pragma unroll
+                for (int i = 0; i < kValues; ++i) {
+                    sums[0][i] += unscale * apart[i];
+                    apart[i] = 0;
+                }
+            }
         }
         release_patch();
     }
 
-    // Adds products to the sums, and leaves what rounding loses of them (Dekker's Fast2Sum). The
-    // maximum only replaces the NaN that an infinite sum loses.
-    __device__ __forceinline__ void add_to_sums(float (&products)[kValues], float scale) {
-        const float unscale = 1 / scale;
+    // The products of kTerms terms of a stage of weights, from `first` on, summed up by the tensor
+    // cores: the low parts' ones first, which are small.
+    template <int kTerms>
+    __device__ __forceinline__ void multiply_parts(float (&products)[kValues], std::uint64_t a,
+                                                   int first_tap, int half, int first) const {
+        ptx::wgmma_fence();
 #pragma unroll
-        for (int i = 0; i < kValues; ++i) {
-            const float before = sums[0][i];
-            sums[0][i] += unscale * products[i];
-            products[i] = fmaxf(products[i] - scale * (sums[0][i] - before), -kLargestLoss);
+        for (int is_high = 0; is_high < 2; ++is_high) {
+#pragma unroll
+            for (int i = first; i < first + kTerms; ++i) {
+                const int t = i / S::kSteps, step = i % S::kSteps;
+                const int shift = head_.tap_shifts[first_tap + t];
+                const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
+                const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
+                if (is_high == 1) {
+                    ptx::wgmma<Operand, kHalf>(products, high, b, true);
+                } else {
+                    const auto low = ptx::moved(high, filters_at(S::kSteps));
+                    const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
+                    ptx::wgmma<Operand, kHalf>(products, high, low_b, i > first);
+                    ptx::wgmma<Operand, kHalf>(products, low, b, true);
+                }
+            }
         }
+        ptx::wgmma_commit_group();
+        ptx::wgmma_wait_group<0>();
     }
 
     __device__ __forceinline__ void release_patch() {

@@ -85,7 +85,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // their own (kSplitsFilters), or the other way round. The outputs of filters may interleave
 // (kInterleaves): they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, bool kCompensates_, bool kInterleaves_>
+          int kPiece_, int kAhead_, int kStageTaps_, bool kShortSums_, bool kInterleaves_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -109,10 +109,10 @@ struct Convolution {
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of two halves in registers, and 64 products that are not
-    // added yet where there are several products; or, where they compensate, the sums of one half,
-    // and for each of them what it has still to be given.
-    static constexpr bool kCompensates = kCompensates_;
-    static constexpr int kHalves = kCompensates ? 1 : 2;
+    // added yet where there are several products; or, where the tensor cores' sums are short, the
+    // sums of one half, and as many that are not added to them yet.
+    static constexpr bool kShortSums = kShortSums_;
+    static constexpr int kHalves = kShortSums ? 1 : 2;
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kProducts == 1 ? 168 : 216;

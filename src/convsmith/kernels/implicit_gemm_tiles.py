@@ -34,10 +34,8 @@ MOST_PATCH_COLUMNS = 2**16
 SHARED_BYTES = 227 * 1024
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
-LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 1024}  # terms
-VERY_LONG_SUM = 2048
+LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 288}  # terms
 SMALL_PLANE = 32  # rows and columns
-MANY_CHANNELS = 128
 
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
@@ -58,7 +56,7 @@ def fitting_tilings(
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
     flat = forward.channels < LEAST_GROUP_CHANNELS and forward.phases is None
-    if sums.compensates:
+    if sums.short:
         shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if flat else SINGLE_SHAPES
     else:
         shapes = FLAT_SHAPES if flat else SHAPES
@@ -80,39 +78,34 @@ class Sums:
 
     Args:
         products: of 16-bit operands that make one.
-        compensates: the sums are long, and keep what adding to them loses.
+        short: the tensor cores' are of 16 terms, and some of them are added up apart.
         stage_taps: the most taps that the tensor cores sum up: they truncate.
     """
 
     products: int
-    compensates: bool
+    short: bool
     stage_taps: int
 
 
 def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
-    """How ``forward``, which computes ``spec``, is summed.
-
-    cuDNN's float32 input gradients err less than its forwards, so ours sum up fewer taps.
-    """
+    """How ``forward``, which computes ``spec``, is summed."""
     if spec.precision is not Precision.FLOAT32:
         return Sums(1, False, MOST_STAGE_TAPS)
-    if needs_compensation(forward, spec):
+    if needs_short_sums(forward, spec):
         return Sums(3, True, MOST_STAGE_TAPS)
-    return Sums(3, False, 3 if spec.direction is Direction.FORWARD else 2)
+    return Sums(3, False, 3)
 
 
-def needs_compensation(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether sums of the float32 class err more than cuDNN's unless they are compensated.
+def needs_short_sums(forward: Forward, spec: ConvSpec) -> bool:
+    """Whether sums of the float32 class err more than cuDNN's unless they are of few terms.
 
     They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
-    forwards of small planes, and in input gradients of many filters, of many terms or dilated.
+    forwards of small planes, and in input gradients.
     """
-    if forward.terms < LONG_SUM[spec.direction]:
-        return False
-    if spec.direction is Direction.FORWARD:
-        return max(forward.out_size) <= SMALL_PLANE
-    is_long = forward.terms >= VERY_LONG_SUM
-    return is_long or forward.channels >= MANY_CHANNELS or spec.dilation != (1, 1)
+    is_long = forward.terms >= LONG_SUM[spec.direction]
+    return is_long and (
+        spec.direction is Direction.GRAD_INPUT or max(forward.out_size) <= SMALL_PLANE
+    )
 
 
 def attempt(
@@ -200,7 +193,7 @@ def attempt(
         packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
         return Configuration(
             products=products,
-            compensates=sums.compensates,
+            short_sums=sums.short,
             apart=spec.phases is not None and spec.phases.apart > 1,
             filter_blocks=filter_blocks,
             splits_filters=splits_filters,

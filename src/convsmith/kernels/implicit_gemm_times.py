@@ -14,9 +14,9 @@ PACK_MS_PER_TERM = 1.2e-6  # of a filter
 SHARE_OF_MEMORY = 0.85
 
 # Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512; of half
-# as many pixels, where sums are compensated.
+# as many pixels, where sums are short.
 TILE_OUTPUTS = 128 * 256
-COMPENSATING = 1.4  # times as long
+SHORT_SUMS = 1.15  # times as long
 LONG_ROW = 128
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 SHARE_OF_RATE = 0.9
@@ -59,7 +59,7 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
     channels = configuration.channel_blocks * configuration.block_channels
     terms = channels * configuration.met_taps
-    outputs = TILE_OUTPUTS // (2 if configuration.compensates else 1)
+    outputs = TILE_OUTPUTS // (2 if configuration.short_sums else 1)
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
@@ -73,8 +73,8 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     )
     of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
     slower = SHORT_ROWS_OF_LONG if of_long else 1
-    if configuration.compensates:
-        slower *= COMPENSATING
+    if configuration.short_sums:
+        slower *= SHORT_SUMS
     return (longest + OVERLAP * second) * slower
 
 
@@ -96,5 +96,5 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    share = 0.5 if configuration.compensates else 1
+    share = 0.5 if configuration.short_sums else 1
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
