@@ -133,10 +133,9 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     taps = math.prod(spec.kernel_size)
     filled = _filled(spec)
     plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
-    if plain and taps > 9 and max(spec.output_size) <= 40:
-        share = 3.4 * max(min(1, filled / 110), 0.2)
-        if spec.direction is not Direction.FORWARD:
-            return share, "FFT"
+    small = 32 if spec.direction is Direction.FORWARD else 40
+    if plain and taps > 9 and max(spec.output_size) <= small:
+        return 3.4 * max(min(1, filled / 110), 0.2), "FFT"
     if spec.groups > 1:
         first, slope = {
             Direction.FORWARD: (0.1, 0.0075),
@@ -169,7 +168,9 @@ def _float32_forward_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[floa
 
 def _float32_input_gradient_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:
     if taps == 1:
-        return 0.5 if spec.in_channels <= _MANY_CHANNELS else 0.6, "a matrix product"
+        few = spec.out_channels <= _MANY_CHANNELS
+        many = spec.in_channels > _MANY_CHANNELS
+        return 0.4 if few else 0.6 if many else 0.5, "a matrix product"
     if spec.stride != (1, 1):
         share = min(0.3 + 0.001 * spec.in_channels, 0.66) if taps <= 9 else 0.7
         return share, "implicit product, strided"
@@ -178,7 +179,8 @@ def _float32_input_gradient_share(spec: ConvSpec, plain: bool, taps: int) -> tup
     if taps > 9:
         return 1.65 * max(0.7, min(1.0, spec.in_channels / 64)), "FFT or implicit product"
     if spec.in_channels <= _MANY_CHANNELS:
-        return 0.5 if spec.in_channels <= 64 else 0.8, "implicit product"
+        share = 0.42 if spec.in_channels < 32 else 0.5 if spec.in_channels <= 64 else 0.8
+        return share, "implicit product"
     size = max(spec.input_shape[2:])
     share = 0.75 if size <= 16 or size > 64 else 1.8 if size <= 32 else 1.2
     return share, "Winograd or implicit product"

@@ -12,12 +12,16 @@ from torch import Tensor
 import convsmith
 from convsmith import execute
 from convsmith.kernels import implicit_gemm
+from convsmith.kernels.implicit_gemm_forward import forward_of
 from convsmith.spec import Direction, Pair
 
 FAMILY = "implicit_gemm"
 ORDINARY = replace(PLAIN, group_channels=20, stride=(2, 2))
 CASES = {
     "ordinary": ORDINARY,
+    "pairs": replace(ORDINARY, size=(9, 14)),
+    "pairs-of-six-columns": replace(ORDINARY, kernel_size=(3, 5), stride=(3, 6), size=(14, 16)),
+    "columns": replace(ORDINARY, stride=(1, 2), group_channels=37),
     "rows": replace(ORDINARY, stride=(2, 1), padding=(2, 1)),
     "dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
     "phases-without-taps": replace(ORDINARY, dilation=(2, 2), padding=(1, 2)),
@@ -33,6 +37,9 @@ CASES = {
         ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), size=(30, 31)
     ),
     "patches": replace(ORDINARY, kernel_size=(8, 8), stride=(8, 8), size=(17, 33), padding=(0, 0)),
+    "whole-patches": replace(
+        ORDINARY, kernel_size=(8, 8), stride=(8, 8), size=(17, 32), padding=(0, 0)
+    ),
     "wide": replace(ORDINARY, size=(7, 301)),
     "small-planes": replace(ORDINARY, batch=9, size=(7, 7)),
     "rows-that-meet-nothing": replace(ORDINARY, padding=(0, 0), stride=(3, 4), size=(11, 14)),
@@ -81,6 +88,24 @@ def test_row_phases_have_blocks_of_their_own(name: str, apart: bool) -> None:
     assert implicit_gemm.configure(spec, multiprocessors=2).apart is apart
 
 
+@pytest.mark.parametrize(
+    ("name", "expected"),
+    [
+        ("ordinary", False),
+        ("pairs", True),
+        ("pairs-of-six-columns", True),
+        ("patches", False),
+        ("whole-patches", True),
+        ("channels-last", False),
+    ],
+)
+def test_columns_are_stored_as_vectors(name: str, expected: bool) -> None:
+    """Where rows are whole numbers of them; the cases above reach both ways."""
+    phases = forward_of(CASES[name].specs()[Direction.GRAD_INPUT]).phases
+    assert phases is not None
+    assert phases.stores_vectors is expected
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
 def test_half_precision(dtype: torch.dtype, device: str) -> None:
     case = replace(ORDINARY, dtype=dtype, size=(9, 140))
@@ -90,7 +115,7 @@ def test_half_precision(dtype: torch.dtype, device: str) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
-@pytest.mark.parametrize("name", ["rows-apart", "few-filters", "wide"])
+@pytest.mark.parametrize("name", ["rows-apart", "few-filters", "wide", "pairs", "small-planes"])
 def test_inf_and_nan_reach_what_they_meet(
     name: str, value: float, device: str, precision: str
 ) -> None:
@@ -106,12 +131,17 @@ def test_inf_and_nan_reach_what_they_meet(
     )
 
 
-@pytest.mark.parametrize("stride", [(2, 2), (1, 3)], ids=str)
-def test_a_transposed_convolution(stride: Pair, device: str, precision: str) -> None:
+@pytest.mark.parametrize(
+    ("stride", "output_padding"), [((2, 2), (0, 0)), ((2, 2), (0, 1)), ((1, 3), (0, 2))], ids=str
+)
+def test_a_transposed_convolution(
+    stride: Pair, output_padding: Pair, device: str, precision: str
+) -> None:
     """Is the input gradient of a convolution."""
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 12, 7, 9, generator=generator).to(device)
     w = torch.randn(12, 10, 3, 4, generator=generator).to(device)
-    y = convsmith.conv_transpose2d(x, w, None, stride, padding=1)
-    exact = torch.conv_transpose2d(x.double(), w.double(), None, stride, padding=1)
+    options = {"stride": stride, "padding": 1, "output_padding": output_padding}
+    y = convsmith.conv_transpose2d(x, w, None, **options)
+    exact = torch.conv_transpose2d(x.double(), w.double(), None, **options)
     assert error(y, exact) < LARGEST_ERROR[precision]

@@ -139,7 +139,9 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
     auto* out = reinterpret_cast<T*>(addresses[address_count - 2]);
     const std::uintptr_t workspace = addresses[address_count - 1];
     auto* packed = reinterpret_cast<Operand*>(workspace);
-    if (addresses[address_count - 2] % 32 != 0) problem.stores_pairs = 0;
+    if (addresses[address_count - 2] % 32 != 0) {
+        problem.stores_pairs = problem.out_phases.stores_vectors = 0;
+    }
     const std::int64_t padded =
         (problem.filters + S::kFilters - 1) / S::kFilters * S::kFilters * problem.groups;
     auto* unscale = reinterpret_cast<float*>(

@@ -145,8 +145,9 @@ def template_arguments(
         *(configuration.ahead, configuration.stage_taps),
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
-    last = (configuration.short_sums, forward_of(spec).phases is not None)
-    what = ", ".join((*first, *map(str, numbers), *(str(flag).lower() for flag in last)))
+    phases = forward_of(spec).phases
+    last = (str(configuration.short_sums).lower(), str(phases.together if phases else 0))
+    what = ", ".join((*first, *map(str, numbers), *last))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

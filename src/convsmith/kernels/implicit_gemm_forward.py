@@ -109,7 +109,8 @@ def phased_forward_of(spec: ConvSpec, apart: bool) -> Forward:
     down, across = spec.stride
     phases = Phases(
         *(channels, (height, width), (kernel[0], kernel[1])),
-        *(spec.stride, spec.padding, spec.dilation, (of_place[0], of_place[1])),
+        *(spec.stride, spec.padding, spec.dilation),
+        x_strides=spec.input_strides,
         apart=down if apart else 1,
         most_taps=max(rows.counts) * max(columns.counts),
     )

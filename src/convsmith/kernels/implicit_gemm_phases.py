@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
-from convsmith.spec import ConvSpec, Pair
+from convsmith.spec import ConvSpec, Pair, Shape
 
 MOST_PHASES = 1024  # of rows and columns together
 MOST_APART = 32  # kMostApart of implicit_gemm_problem.cuh
@@ -62,7 +62,7 @@ class Phases:
     Args:
         channels: of a group of x.
         x_size, kernel, stride, padding, dilation: of the convolution whose gradient it is.
-        x_strides: from a row, and a column, of dx to the next one.
+        x_strides: of dx, in elements.
         apart: row phases whose filters have blocks of their own: all, or 1.
         most_taps: of an element of x.
     """
@@ -73,24 +73,37 @@ class Phases:
     stride: Pair
     padding: Pair
     dilation: Pair
-    x_strides: Pair
+    x_strides: Shape
     apart: int
     most_taps: int
 
     @property
     def together(self) -> int:
-        """Column phases that a warp stores at once, as neighbours."""
+        """Column phases, which are neighbours, that a thread stores at once."""
         return math.gcd(self.stride[1], STAGED_FILTERS)
+
+    @property
+    def fill_rows(self) -> bool:
+        """Whether they leave no gaps, or of whole sectors."""
+        return self.x_strides[3] == 1 and self.together in (self.stride[1], STAGED_FILTERS)
+
+    @property
+    def stores_vectors(self) -> bool:
+        """Whether it stores them as a vector, of which rows of dx are whole numbers."""
+        *steps, of_column = self.x_strides
+        return of_column == 1 and all(
+            size % self.together == 0 for size in (*steps, self.x_size[1])
+        )
 
     def numbers(self, phase_filters: int) -> tuple[int, ...]:
         """OutPhases of implicit_gemm_problem.cuh; ``phase_filters`` are of a row phase."""
         return (
             *(self.channels, *self.x_size, *self.kernel),
-            *(*self.stride, *self.padding, *self.dilation, *self.x_strides),
-            *(phase_filters, self.apart, self.together),
+            *(*self.stride, *self.padding, *self.dilation, *self.x_strides[2:]),
+            *(phase_filters, self.apart, self.stores_vectors),
         )
 
 
 def no_phases() -> tuple[int, ...]:
     """OutPhases of what has none: one, which all blocks have."""
-    return (*(0 for _ in range(14)), 1, 1)
+    return (*(0 for _ in range(14)), 1, 0)

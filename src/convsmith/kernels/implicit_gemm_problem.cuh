@@ -36,10 +36,10 @@ struct OutPhases {
     std::int64_t channels;  // of a group of x
     std::int64_t x_size[2], kernel_size[2];
     std::int64_t stride[2], padding[2], dilation[2];
-    std::int64_t x_strides[2];  // of rows and columns of dx
-    std::int64_t filters;       // of a row phase
-    std::int64_t apart;         // row phases whose filters have blocks of their own: all, or 1
-    std::int64_t together;      // column phases that a warp stores at once: a power of two, to 8
+    std::int64_t x_strides[2];    // of rows and columns of dx
+    std::int64_t filters;         // of a row phase
+    std::int64_t apart;           // row phases whose filters have blocks of their own: all, or 1
+    std::int64_t stores_vectors;  // column phases that come together: x's rows are whole vectors
 };
 
 struct Problem {
@@ -82,10 +82,10 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
-// their own (kSplitsFilters), or the other way round. The outputs of filters may interleave
-// (kInterleaves): they are phases of the input gradient of a stride.
+// their own (kSplitsFilters), or the other way round. The outputs of filters may interleave,
+// kTogether of them as neighbours: they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, bool kShortSums_, bool kInterleaves_>
+          int kPiece_, int kAhead_, int kStageTaps_, bool kShortSums_, int kTogether_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -95,7 +95,8 @@ struct Convolution {
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr bool kSplitsFilters = kSplitsFilters_;
     static constexpr bool kUnfolds = kUnfolds_;
-    static constexpr bool kInterleaves = kInterleaves_;
+    static constexpr int kTogether = kTogether_;  // a power of two, to 8; or 0
+    static constexpr bool kInterleaves = kTogether > 0;
     static constexpr int kBlockChannels = kBlockChannels_;  // (or unfolded ones) of a patch
     static constexpr int kSteps = kBlockChannels / ptx::kWgmmaTerms;
     static constexpr int kVectors = kBlockChannels / kVector;  // of a patch, for each pixel

@@ -74,6 +74,10 @@ class Store {
     template <int kValues>
     __device__ __forceinline__ void store(const Tile& tile,
                                           const float (&sums)[S::kHalves][kValues]) {
+        if constexpr (S::kInterleaves) {
+            store_phases(tile, sums);
+            return;
+        }
         const auto filters = static_cast<int>(problem_.filters);
         const std::int64_t first_channel = tile.group * problem_.filters;
 #pragma unroll
@@ -83,12 +87,6 @@ class Store {
             for (int eight = 0; eight < 2; ++eight) {
                 const int first = first_filter(tile) + eight * 8;
                 if (first >= filters) continue;
-                if constexpr (S::kInterleaves) {
-                    stage(sums[half], eight);
-                    store_phases(tile.group, corner, first);
-                    ptx::warp_sync();
-                    continue;
-                }
                 T* plane = tensors_.out + (first_channel + first) * problem_.out_strides[1] +
                            corner.first_image * problem_.out_strides[0];
                 const int count = min(filters - first, 8);
@@ -177,17 +175,16 @@ class Store {
         return {image, p, q};
     }
 
-    // And where it belongs, from its image's first channel on; or kNone.
+    // And where it belongs, from the first image's first channel on; or kNone.
     static constexpr int kNone = INT_MIN;
 
-    __device__ __forceinline__ int place_of(const Corner& corner, int pixel) const {
-        const auto [image, p, q] = position_of(corner, pixel);
-        const bool exists = corner.first_image + image < static_cast<int>(problem_.images) &&
-                            p < static_cast<int>(problem_.out_size[0]) &&
-                            q < static_cast<int>(problem_.out_size[1]);
-        return exists ? image * static_cast<int>(problem_.out_strides[0]) +
-                            p * static_cast<int>(problem_.out_strides[2]) +
-                            q * static_cast<int>(problem_.out_strides[3])
+    __device__ __forceinline__ int place_of(const Corner& corner, const Position& at) const {
+        const bool exists = corner.first_image + at.image < static_cast<int>(problem_.images) &&
+                            at.row < static_cast<int>(problem_.out_size[0]) &&
+                            at.column < static_cast<int>(problem_.out_size[1]);
+        return exists ? at.image * static_cast<int>(problem_.out_strides[0]) +
+                            at.row * static_cast<int>(problem_.out_strides[2]) +
+                            at.column * static_cast<int>(problem_.out_strides[3])
                       : kNone;
     }
 
@@ -203,7 +200,7 @@ class Store {
         const int column = corner.column + lane_ % 4 * 2;
         const int columns = static_cast<int>(problem_.out_size[1]);
         if (problem_.half_columns != 8) {
-            const int place = place_of(corner, lane_ % 4 * 2);
+            const int place = place_of(corner, position_of(corner, lane_ % 4 * 2));
             if (place == kNone) return;
             out += place;
 #pragma unroll
@@ -241,7 +238,7 @@ class Store {
         const auto rows = static_cast<int>(problem_.out_size[0]);
         const auto columns = static_cast<int>(problem_.out_size[1]);
         if (!is_flat()) {
-            const int place = place_of(corner, 0);
+            const int place = place_of(corner, position_of(corner, 0));
             if (place == kNone) return;
             store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
             return;
@@ -278,7 +275,8 @@ class Store {
                                                     int count) const {
         int places[kVectorPixels];
 #pragma unroll
-        for (int i = 0; i < kVectorPixels; ++i) places[i] = place_of(corner, i * 32 + lane_);
+        for (int i = 0; i < kVectorPixels; ++i)
+            places[i] = place_of(corner, position_of(corner, i * 32 + lane_));
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
             const float* row = staging_ + f * Shared<S>::kStagingPitch;
@@ -292,67 +290,130 @@ class Store {
         }
     }
 
-    // Stores eight filters that are phases. What infinity times zero has spoilt is computed anew.
-    __device__ __forceinline__ void store_phases(int group, const Corner& corner, int first) const {
+    // Stores a tile whose filters are phases. What infinity times zero has spoilt is computed anew.
+    template <int kValues>
+    __device__ __forceinline__ void store_phases(const Tile& tile,
+                                                 const float (&sums)[S::kHalves][kValues]) const {
         bool has_nan = false;
-        visit_phases(group, corner, first,
-                     [&](float value, T* to, const PhaseFilter&, int, int, int) {
-                         *to = Element<T>::narrow(value);
-                         has_nan = has_nan || value != value;
-                     });
-        if (!has_nan) return;
-        visit_phases(
-            group, corner, first,
-            [&](float value, T* to, const PhaseFilter& filter, int image, int h, int w) {
-                if (value == value) return;
-                *to = Element<T>::narrow(input_gradient<S>(
-                    problem_, tensors_.input, tensors_.weight, image, group, filter.channel, h, w));
-            });
+#pragma unroll
+        for (int half = 0; half < S::kHalves; ++half) {
+            const Corner corner = corner_of(tile, half);
+            PhasedPixel pixels[kVectorPixels];
+#pragma unroll
+            for (int i = 0; i < kVectorPixels; ++i) pixels[i] = phased_pixel(corner, i);
+#pragma unroll
+            for (int eight = 0; eight < 2; ++eight) {
+                const int first = first_filter(tile) + eight * 8;
+                if (first >= static_cast<int>(problem_.filters)) continue;
+                stage(sums[half], eight);
+                has_nan |= problem_.out_phases.stores_vectors != 0
+                               ? store_columns<true>(tile.group, corner, pixels, first)
+                               : store_columns<false>(tile.group, corner, pixels, first);
+                ptx::warp_sync();
+            }
+        }
+        if (has_nan) repair_phases(tile);
+        ptx::warp_sync();
     }
 
-    // Calls `visitor` for the sums of eight filters that are phases: with a sum, where it belongs,
-    // its filter, image, row and column. Some column phases of a channel, which are neighbours in
-    // x, come together, and rows in whole sectors, as in store_runs.
-    template <typename Visitor>
-    __device__ __forceinline__ void visit_phases(int group, const Corner& corner, int first,
-                                                 const Visitor& visitor) const {
-        constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
+    // A pixel of a half that is phases of x: the image, from the first one on, row and column of
+    // the first ones, and where they belong.
+    struct PhasedPixel {
+        int image, h, w, place;
+    };
+
+    // This lane's in part `part` of the half, a warp's.
+    __device__ __forceinline__ PhasedPixel phased_pixel(const Corner& corner, int part) const {
         const OutPhases& out = problem_.out_phases;
-        const auto together = static_cast<int>(out.together);
-        const auto stride_h = static_cast<int>(out.stride[0]);
-        const auto stride_w = static_cast<int>(out.stride[1]);
-        const auto of_image = static_cast<int>(problem_.out_strides[0]);
-        const auto of_row = static_cast<int>(out.x_strides[0]);
+        const bool is_narrow = problem_.half_columns == 8;
+        const Corner of_part{corner.row + (is_narrow ? part * (32 / 8) : 0),
+                             corner.column + (is_narrow ? 0 : part * 32), corner.first_image};
+        const Position at = position_of(of_part, lane_);
+        const int place = place_of(corner, at);
+        const auto h = place == kNone ? static_cast<int>(out.x_size[0])  // beyond x
+                                      : at.row * static_cast<int>(out.stride[0]);
+        return {at.image, h, at.column * static_cast<int>(out.stride[1]), place};
+    }
+
+    __device__ __forceinline__ bool is_in_x(const PhasedPixel& pixel, const PhaseFilter& filter,
+                                            int column) const {
+        return pixel.h + filter.phase[0] < static_cast<int>(problem_.out_phases.x_size[0]) &&
+               pixel.w + filter.phase[1] + column < static_cast<int>(problem_.out_phases.x_size[1]);
+    }
+
+    // Where a filter's phase of the first image's first pixel belongs.
+    __device__ __forceinline__ T* plane_of(int group, const Corner& corner,
+                                           const PhaseFilter& filter) const {
+        const OutPhases& out = problem_.out_phases;
+        return tensors_.out + corner.first_image * problem_.out_strides[0] +
+               (group * static_cast<int>(out.channels) + filter.channel) * problem_.out_strides[1] +
+               (filter.phase[0] * static_cast<int>(out.x_strides[0]) +
+                filter.phase[1] * static_cast<int>(out.x_strides[1]));
+    }
+
+    // Stores eight filters, from `first` on. Some column phases of a channel, which are neighbours
+    // in x, come together: as one vector, or one by one. Returns whether a sum is NaN.
+    template <bool kAsVectors>
+    __device__ __forceinline__ bool store_columns(int group, const Corner& corner,
+                                                  const PhasedPixel (&pixels)[kVectorPixels],
+                                                  int first) const {
+        const OutPhases& out = problem_.out_phases;
+        const auto across = static_cast<int>(out.stride[1]);
         const auto of_column = static_cast<int>(out.x_strides[1]);
-        const int images = static_cast<int>(problem_.images) - corner.first_image;
+        const float* from = staging_ + lane_;
+        PhaseFilter filter = phase_filter(problem_, first);
+        T* plane = plane_of(group, corner, filter);
+        bool has_nan = false;
 #pragma unroll 1
-        for (int f = 0; f < 8; f += together) {
-            const PhaseFilter filter = phase_filter(problem_, first + f);
-            if (!filter.exists) continue;
-            T* plane = tensors_.out + corner.first_image * problem_.out_strides[0] +
-                       (group * out.channels + filter.channel) * problem_.out_strides[1];
-            const int first_h = corner.row * stride_h + filter.phase[0];
-            const int first_w = corner.column * stride_w + filter.phase[1];
-            const T* begin = plane + first_h * of_row + first_w * of_column;
-            const auto before = problem_.half_columns == 8
-                                    ? 0
-                                    : static_cast<int>(reinterpret_cast<std::uintptr_t>(begin) /
-                                                       sizeof(T) % kSector);
-            const int lane = lane_ + 32 - before, phase = lane % together;
-            const float* row = staging_ + (f + phase) * Shared<S>::kStagingPitch;
-#pragma unroll 4
-            for (int pixel = (lane - 32 - phase) / together; pixel < kHalf;
-                 pixel += 32 / together) {
-                if (pixel < 0) continue;
-                const Position at = position_of(corner, pixel);
-                const int h = at.row * stride_h + filter.phase[0];
-                const int w = at.column * stride_w + filter.phase[1] + phase;
-                if (at.image < images && h < static_cast<int>(out.x_size[0]) &&
-                    w < static_cast<int>(out.x_size[1])) {
-                    T* to = plane + (at.image * of_image + h * of_row + w * of_column);
-                    visitor(row[pixel], to, filter, corner.first_image + at.image, h, w);
+        for (int f = 0; f < 8 && filter.exists; f += S::kTogether) {
+#pragma unroll
+            for (int i = 0; i < kVectorPixels; ++i) {
+                Vector<T, S::kTogether> values;
+#pragma unroll
+                for (int j = 0; j < S::kTogether; ++j) {
+                    const float value = from[j * Shared<S>::kStagingPitch + i * 32];
+                    has_nan = has_nan || value != value;
+                    values.values[j] = Element<T>::narrow(value);
+                }
+#pragma unroll
+                for (int j = 0; j < S::kTogether; j += kAsVectors ? S::kTogether : 1) {
+                    if (!is_in_x(pixels[i], filter, j)) continue;
+                    T* to = plane + pixels[i].place;
+                    if constexpr (kAsVectors) {
+                        *reinterpret_cast<Vector<T, S::kTogether>*>(to) = values;
+                    } else {
+                        to[j * of_column] = values.values[j];
+                    }
                 }
             }
+            from += S::kTogether * Shared<S>::kStagingPitch;
+            filter.phase[1] += S::kTogether;
+            plane += S::kTogether * of_column;
+            if (filter.phase[1] < across) continue;
+            filter.phase[1] = 0;
+            plane += problem_.out_strides[1] - across * of_column;
+            if (++filter.channel < static_cast<int>(out.channels)) continue;
+            filter = phase_filter(problem_, first + f + S::kTogether);
+            plane = plane_of(group, corner, filter);
+        }
+        return has_nan;
+    }
+
+    // Computes anew what this lane has stored of a tile and is NaN.
+    __device__ __forceinline__ void repair_phases(const Tile& tile) const {
+#pragma unroll 1
+        for (int i = 0; i < S::kHalves * 16 * kVectorPixels; ++i) {
+            const Corner corner = corner_of(tile, i / (16 * kVectorPixels));
+            const PhasedPixel pixel = phased_pixel(corner, i % kVectorPixels);
+            const PhaseFilter filter =
+                phase_filter(problem_, first_filter(tile) + i / kVectorPixels % 16);
+            if (!filter.exists || !is_in_x(pixel, filter, 0)) continue;
+            T* to = plane_of(tile.group, corner, filter) + pixel.place;
+            const float value = Element<T>::widen(*to);
+            if (value == value) continue;
+            *to = Element<T>::narrow(input_gradient<S>(
+                problem_, tensors_.input, tensors_.weight, corner.first_image + pixel.image,
+                tile.group, filter.channel, pixel.h + filter.phase[0], pixel.w + filter.phase[1]));
         }
     }
 

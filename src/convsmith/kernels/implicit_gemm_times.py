@@ -16,7 +16,7 @@ SHARE_OF_MEMORY = 0.85
 # Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512; of half
 # as many pixels, where sums are short.
 TILE_OUTPUTS = 128 * 256
-SHORT_SUMS = 1.15  # times as long
+SHORT_SUMS = 1.1  # times as long
 LONG_ROW = 128
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 SHARE_OF_RATE = 0.9
@@ -29,8 +29,9 @@ STORE_LONG_UNALIGNED = 11.0
 STORE_SHORT = 11.0
 STORE_SHORT_UNALIGNED = 18.0
 STORE_SINGLE = 25.0
-STORE_PHASES_SHORT = 36.0
-STORE_PHASES_LONG = 22.0
+STORE_PHASES_LONG = 10.0
+STORE_PHASES_SHORT = 11.0
+STORE_PHASES_UNALIGNED = 16.0
 STORE_16_BITS = 0.7  # of the time of 32
 SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of long ones
 OVERLAP = 0.5  # of the second longest of a tile's three parts
@@ -87,9 +88,9 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     """Time of storing a tile."""
     aligned = all(step % 8 == 0 for step in forward.out_strides[:3])
     phases = forward.phases
-    if phases is not None and phases.together == phases.stride[1] and phases.x_strides[1] == 1:
-        is_narrow = configuration.shape.is_narrow
-        time = STORE_PHASES_SHORT if is_narrow else STORE_PHASES_LONG
+    if phases is not None and phases.fill_rows:
+        time = STORE_PHASES_SHORT if configuration.shape.is_narrow else STORE_PHASES_LONG
+        time = time if phases.stores_vectors else STORE_PHASES_UNALIGNED
     elif configuration.stores_pairs and configuration.shape.is_narrow:
         time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
     elif configuration.stores_pairs or configuration.stores_runs:
