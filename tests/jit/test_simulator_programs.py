@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import signal
 import struct
+import subprocess
 import threading
 from pathlib import Path
 
@@ -196,7 +197,8 @@ def test_a_failing_start_is_tried_again(
 def test_a_kernel_is_compiled_once(cache_folder: Path, no_programs: None) -> None:
     assert works()
     keys = {entry.path.name for entry in cache.list_entries()}
-    assert sorted(key.rpartition("_")[0] for key in keys) == ["add_one", "simulator"]
+    names = sorted(key.rpartition("_")[0] for key in keys)
+    assert names == ["add_one", "simulator", "simulator_header"]
     simulator._end_all()
     built = {entry.path.name: entry.built_at for entry in cache.list_entries()}
     assert works()
@@ -242,6 +244,28 @@ def a_compiler(folder: Path, script: str) -> str:
     )
     compiler.chmod(0o700)
     return str(compiler)
+
+
+def test_the_precompiled_header_is_taken(cache_folder: Path, no_programs: None) -> None:
+    """GCC marks what it takes with an exclamation mark, and with x what does not suit it."""
+    assert works()
+    (kernel,) = cache.list_entries("add_one_")
+    if not kernel.build.details["host compiler"].startswith("g++"):
+        pytest.skip("other compilers read the header itself")
+    (header,) = cache.list_entries("simulator_header_")
+    command = f"cd '{kernel.path}' && {kernel.build.command} -H -fsyntax-only"
+    said = subprocess.run(command, shell=True, capture_output=True, text=True).stderr
+    assert f"! {header.artifact}" in said.splitlines()
+
+
+def test_a_compiler_that_precompiles_nothing(
+    cache_folder: Path, no_programs: None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    script = 'case " $* " in *" c++-header "*) exit 1;; esac; exec c++ "$@"'
+    monkeypatch.setenv("CXX", a_compiler(cache_folder.parent, script))
+    assert works()
+    (header,) = cache.list_entries("simulator_header_")
+    assert header.build.artifact == "simulator.h"
 
 
 @pytest.mark.parametrize(

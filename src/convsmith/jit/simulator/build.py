@@ -19,7 +19,8 @@ if TYPE_CHECKING:
     from convsmith.kernels.source import KernelSource
 
 _HERE = Path(__file__).parent
-_HEADERS = ("simulator.h", "scheduler.h", "memory.h")
+_KERNEL_HEADER = "simulator.h"
+_HEADERS = (_KERNEL_HEADER, "scheduler.h", "memory.h")
 _RUNTIME = ("scheduler.cpp", "memory.cpp", "driver.cpp")
 
 # The file a kernel's text is compiled from, as the sanitizers' reports name it.
@@ -37,7 +38,7 @@ _SANITIZERS = (
 # No contraction: the same sums on every machine. Of large kernels, more optimisation takes longer
 # than all launches of a test save.
 _KERNEL_FLAGS = (
-    "-O1",
+    "-Og",
     "-ffp-contract=off",
     *_SANITIZERS,
     "-DCONVSMITH_SIMULATOR",
@@ -61,26 +62,72 @@ def executable(source: KernelSource) -> Path:
     texts = [_HERE.joinpath(name).read_text() for name in (*_HEADERS, *_RUNTIME)]
     flags = (*_COMMON_FLAGS, *_RUNTIME_FLAGS)
     runtime_key = "simulator_" + cache.digest(version, platform.machine(), *texts, *flags)
-    kernel_key = f"{source.name}_" + cache.digest(runtime_key, source.cuda, *_KERNEL_FLAGS)
+    header_key = "simulator_header_" + cache.digest(runtime_key, *_KERNEL_FLAGS)
+    kernel_key = f"{source.name}_" + cache.digest(header_key, source.cuda)
 
     def build_runtime(folder: Path) -> cache.Build:
         sources = [str(_HERE / name) for name in _RUNTIME]
         arguments = [*_RUNTIME_FLAGS, *sources, "-o", "runtime.o"]
         return _compile("simulator", runtime_key, compiler, arguments, folder)
 
+    def build_header(folder: Path) -> cache.Build:
+        return _precompile(header_key, compiler, folder)
+
     def build_kernel(folder: Path) -> cache.Build:
         runtime = cache.find_or_build(runtime_key, build_runtime).artifact
+        header = cache.find_or_build(header_key, build_header).path
         folder.joinpath(KERNEL_FILE).write_text(source.cuda)
         inputs = ["-x", "c++", KERNEL_FILE, "-x", "none", str(runtime)]
-        paths = [f"-I{_HERE}", f"-ffile-prefix-map={folder}=."]
+        # A precompiled header counts only if it comes before everything else.
+        paths = [f"-I{header}", "-include", _KERNEL_HEADER, f"-ffile-prefix-map={folder}=."]
         arguments = [*_KERNEL_FLAGS, *paths, *inputs, "-o", "kernel"]
         return _compile(source.name, kernel_key, compiler, arguments, folder)
 
     return cache.find_or_build(kernel_key, build_kernel).artifact
 
 
+def _precompile(key: str, compiler: str, folder: Path) -> cache.Build:
+    """Leaves the kernels' header in ``folder`` and, if the compiler can, its precompiled form.
+
+    The standard library is most of it. GCC takes the precompiled form where it finds it beside the
+    header and was called with the same flags; other compilers read the header.
+    """
+    shutil.copy(_HERE / _KERNEL_HEADER, folder)
+    precompiled = f"{_KERNEL_HEADER}.gch"
+    arguments = [*_KERNEL_FLAGS, "-x", "c++-header", _KERNEL_HEADER, "-o", precompiled]
+    command, ended = _run(compiler, arguments, folder)
+    artifact = precompiled
+    if ended.returncode != 0:
+        # Should the header be wrong, the kernel will not compile either, and says why.
+        folder.joinpath(precompiled).unlink(missing_ok=True)
+        command, artifact = "", _KERNEL_HEADER
+    details = {"host compiler": _version(compiler)}
+    return cache.Build("simulator_header", "simulator", artifact, command, details)
+
+
 def _compile(name: str, key: str, compiler: str, arguments: list[str], folder: Path) -> cache.Build:
-    """Runs the compiler in ``folder``; the last of ``arguments`` is what it leaves there."""
+    """Compiles in ``folder``; the last of ``arguments`` is what the compiler leaves there."""
+    command, ended = _run(compiler, arguments, folder)
+    if ended.returncode == 0:
+        details = {"host compiler": _version(compiler)}
+        return cache.Build(name, "simulator", arguments[-1], command, details)
+    if _NO_SANITIZERS.search(ended.stdout):
+        raise ToolchainError(
+            f"{compiler} has no AddressSanitizer, which the simulator needs:\n"
+            f"{ended.stdout.strip()}\n{_REMEDY}"
+        )
+    kept = cache.keep_failed(key, folder)
+    raise CompilationError(
+        f"{name} was not compiled for the simulator. Its source is in {kept}.",
+        log=ended.stdout,
+        command=f"cd {shlex.quote(str(kept))} && {command}",
+    )
+
+
+def _run(
+    compiler: str, arguments: list[str], folder: Path
+) -> tuple[str, subprocess.CompletedProcess[str]]:
+    """Runs the compiler in ``folder``: its command, and how it ended with what it printed."""
     command = [compiler, *_COMMON_FLAGS, *arguments]
     ended = subprocess.run(
         command,
@@ -92,20 +139,7 @@ def _compile(name: str, key: str, compiler: str, arguments: list[str], folder: P
         text=True,
         errors="replace",
     )
-    if ended.returncode == 0:
-        details = {"host compiler": _version(compiler)}
-        return cache.Build(name, "simulator", arguments[-1], shlex.join(command), details)
-    if _NO_SANITIZERS.search(ended.stdout):
-        raise ToolchainError(
-            f"{compiler} has no AddressSanitizer, which the simulator needs:\n"
-            f"{ended.stdout.strip()}\n{_REMEDY}"
-        )
-    kept = cache.keep_failed(key, folder)
-    raise CompilationError(
-        f"{name} was not compiled for the simulator. Its source is in {kept}.",
-        log=ended.stdout,
-        command=f"cd {shlex.quote(str(kept))} && {shlex.join(command)}",
-    )
+    return shlex.join(command), ended
 
 
 _NO_SANITIZERS = re.compile(
