@@ -54,7 +54,7 @@ IMPLICIT_GEMM = (
     ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 60),
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 160),
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 44),  # phases that share blocks
-    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 40),
+    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 64),
     ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 40),  # row phases apart
     ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 76),
     ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 388),
