@@ -89,7 +89,10 @@ def _tensor_core_share(spec: ConvSpec) -> float:
         share *= 0.65
     if _summed(spec) < TENSOR_CORE_CHANNELS:
         share = min(share, 0.1 if math.prod(spec.kernel_size) > 9 else 0.3)
-    return max(share, 0.12)
+    least = 0.12
+    if spec.stride != (1, 1) and _is_grad_input(spec):
+        least = min(least, 0.015 * math.prod(spec.stride))
+    return max(share, least)
 
 
 def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
@@ -133,8 +136,9 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
     taps = math.prod(spec.kernel_size)
     filled = _filled(spec)
     plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
-    small = 32 if spec.direction is Direction.FORWARD else 40
-    if plain and taps > 9 and max(spec.output_size) <= small:
+    is_forward = spec.direction is Direction.FORWARD
+    fits = max(spec.output_size) <= (32 if is_forward else 40)
+    if plain and taps > 9 and fits and not (is_forward and spec.groups > 1):
         return 3.4 * max(min(1, filled / 110), 0.2), "FFT"
     if spec.groups > 1:
         first, slope = {

@@ -109,6 +109,7 @@ def test_a_model_that_returns_no_tensor_is_refused(
 
 @pytest.mark.gpu
 def test_a_problem_on_a_gpu() -> None:
+    torch.manual_seed(0)  # of sums of so few terms, one draw in six errs more than the class allows
     device = torch.device("cuda", torch.cuda.current_device())
     conditions = Conditions(problems.SUITE, device, RATES)
     (row,) = measure_problem(PROBLEM, conditions, [Precision.TF32])
