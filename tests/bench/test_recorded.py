@@ -26,10 +26,10 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 # What the record of the H100 is not complete and right in. The next record has to do without each.
 #
 # - Input gradients of the float32 class. On operands of a wide range the largest error, of results
-#   that are one product or two, is up to 1.7 times cuDNN's: operands have 22 bits, of cuDNN's 24.
+#   that are one product or two, is up to 1.5 times cuDNN's: operands have 22 bits, of cuDNN's 24.
 #   In three grouped ones, of sums of a few terms, the rms error is up to 1.2 times cuDNN's.
-# - Three weight gradients that PyTorch runs: its largest error is up to 1.9 times its own in another
-#   run, by another of cuDNN's algorithms.
+# - Three weight gradients that PyTorch runs: its largest error is up to 1.9 times its own in
+#   another run, by another of cuDNN's algorithms.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": {
         "core kb50 grad_input float32 nchw: wrong: wide: largest error 2.44e-07, at most 1.83e-07",
