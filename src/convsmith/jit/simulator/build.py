@@ -71,7 +71,7 @@ def executable(source: KernelSource) -> Path:
         return _compile("simulator", runtime_key, compiler, arguments, folder)
 
     def build_header(folder: Path) -> cache.Build:
-        return _precompile(header_key, compiler, folder)
+        return _precompile(compiler, folder)
 
     def build_kernel(folder: Path) -> cache.Build:
         runtime = cache.find_or_build(runtime_key, build_runtime).artifact
@@ -86,20 +86,20 @@ def executable(source: KernelSource) -> Path:
     return cache.find_or_build(kernel_key, build_kernel).artifact
 
 
-def _precompile(key: str, compiler: str, folder: Path) -> cache.Build:
+def _precompile(compiler: str, folder: Path) -> cache.Build:
     """Leaves the kernels' header in ``folder`` and, if the compiler can, its precompiled form.
 
     The standard library is most of it. GCC takes the precompiled form where it finds it beside the
     header and was called with the same flags; other compilers read the header.
     """
     shutil.copy(_HERE / _KERNEL_HEADER, folder)
-    precompiled = f"{_KERNEL_HEADER}.gch"
-    arguments = [*_KERNEL_FLAGS, "-x", "c++-header", _KERNEL_HEADER, "-o", precompiled]
-    command, ended = _run(compiler, arguments, folder)
-    artifact = precompiled
+    artifact = f"{_KERNEL_HEADER}.gch"
+    arguments = [*_KERNEL_FLAGS, "-x", "c++-header", _KERNEL_HEADER, "-o", artifact]
+    ended = _run(compiler, arguments, folder)
+    command = shlex.join(ended.args)
     if ended.returncode != 0:
         # Should the header be wrong, the kernel will not compile either, and says why.
-        folder.joinpath(precompiled).unlink(missing_ok=True)
+        folder.joinpath(artifact).unlink(missing_ok=True)
         command, artifact = "", _KERNEL_HEADER
     details = {"host compiler": _version(compiler)}
     return cache.Build("simulator_header", "simulator", artifact, command, details)
@@ -107,7 +107,8 @@ def _precompile(key: str, compiler: str, folder: Path) -> cache.Build:
 
 def _compile(name: str, key: str, compiler: str, arguments: list[str], folder: Path) -> cache.Build:
     """Compiles in ``folder``; the last of ``arguments`` is what the compiler leaves there."""
-    command, ended = _run(compiler, arguments, folder)
+    ended = _run(compiler, arguments, folder)
+    command = shlex.join(ended.args)
     if ended.returncode == 0:
         details = {"host compiler": _version(compiler)}
         return cache.Build(name, "simulator", arguments[-1], command, details)
@@ -124,13 +125,10 @@ def _compile(name: str, key: str, compiler: str, arguments: list[str], folder: P
     )
 
 
-def _run(
-    compiler: str, arguments: list[str], folder: Path
-) -> tuple[str, subprocess.CompletedProcess[str]]:
+def _run(compiler: str, arguments: list[str], folder: Path) -> subprocess.CompletedProcess[str]:
     """Runs the compiler in ``folder``: its command, and how it ended with what it printed."""
-    command = [compiler, *_COMMON_FLAGS, *arguments]
-    ended = subprocess.run(
-        command,
+    return subprocess.run(
+        [compiler, *_COMMON_FLAGS, *arguments],
         cwd=folder,
         env={**os.environ, "LC_ALL": "C"},
         stdin=subprocess.DEVNULL,
@@ -139,7 +137,6 @@ def _run(
         text=True,
         errors="replace",
     )
-    return shlex.join(command), ended
 
 
 _NO_SANITIZERS = re.compile(
