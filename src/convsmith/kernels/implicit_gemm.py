@@ -126,7 +126,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(configuration.lead, configuration.patch_stages),
         *(configuration.weight_stages, configuration.stores_in_turn),
         *(configuration.weights_stay, *configuration.tiles),
-        *(configuration.stores_pairs, configuration.stores_runs),
+        *(configuration.stores_pairs, configuration.stores_runs, shape.owns_sectors),
         *(configuration.blocks, *phases),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)

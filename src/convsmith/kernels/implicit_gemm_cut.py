@@ -18,12 +18,15 @@ class Halves:
         columns: of a half: 8, and 16 rows; or 128, and one row.
         down, right: from the first half to the second; 0 where there is none.
         is_flat: a row of the output goes on in the next one, and a tile with it.
+        owns_sectors: a half stores its row up to where a sector begins that its neighbour stores
+            whole, for memory reads what is stored in part; so the two compute a sector twice.
     """
 
     columns: int
     down: int
     right: int
     is_flat: bool = False
+    owns_sectors: bool = False
 
     @property
     def rows(self) -> int:
@@ -41,9 +44,14 @@ class Halves:
         return self.columns < HALF
 
 
-SHAPES = (Halves(128, 1, 0), Halves(8, 0, 8), Halves(8, 16, 0))
+SHAPES = (
+    Halves(128, 1, 0),
+    Halves(128, 1, 0, owns_sectors=True),
+    Halves(8, 0, 8),
+    Halves(8, 16, 0),
+)
 FLAT_SHAPES = (*SHAPES, Halves(128, 0, 128, is_flat=True))  # for patches of no columns' reach
-SINGLE_SHAPES = (Halves(128, 0, 0), Halves(8, 0, 0))
+SINGLE_SHAPES = (Halves(128, 0, 0), Halves(128, 0, 0, owns_sectors=True), Halves(8, 0, 0))
 FLAT_SINGLE_SHAPES = (*SINGLE_SHAPES, Halves(128, 0, 0, is_flat=True))
 
 

@@ -53,7 +53,7 @@ struct Problem {
     std::int64_t half_columns;       // of a half: 8, and 16 rows; or kHalf, and one row
     std::int64_t half_down, half_right;    // from the first half of a tile to the second, or 0
     std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
-    std::int64_t tile_size[2];             // of all of them together
+    std::int64_t tile_size[2];             // of all of them together, or of what is stored of them
     std::int64_t flat_columns;             // of the output, if a row goes on in the next one, or 0
     std::int64_t phases[2];                // of the stride that taps meet
     std::int64_t patch_rows, pitch;        // of a phase, in pixels
@@ -65,6 +65,7 @@ struct Problem {
     std::int64_t tiles[2];        // of outputs, down all images and across
     std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
+    std::int64_t owns_sectors;    // of what rows store: the last pixels of a half are its neighbour's
     std::int64_t blocks;          // of the grid
     OutPhases out_phases;
 };

@@ -240,7 +240,11 @@ class Store {
         if (!is_flat()) {
             const int place = place_of(corner, position_of(corner, 0));
             if (place == kNone) return;
-            store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
+            if (problem_.owns_sectors != 0) {
+                store_sectors(plane + place, corner.column, count);
+            } else {
+                store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
+            }
             return;
         }
         const int images = static_cast<int>(problem_.images) - corner.first_image;
@@ -256,17 +260,41 @@ class Store {
     // Stores neighbours, from pixel `first` on: but for their ends in whole sectors of 32 bytes,
     // for memory reads what is to be written in part.
     __device__ __forceinline__ void store_run(T* out, int first, int pixels, int count) const {
-        constexpr std::uintptr_t kSector = 32 / sizeof(T);  // in elements
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
-            const auto before =
-                static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
-            const float* row = staging_ + f * Shared<S>::kStagingPitch + first;
+            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch + first, elements_before(out),
+                         0, pixels);
+            out += problem_.out_strides[1];
+        }
+    }
+
+    static constexpr int kSector = 32 / sizeof(T);  // elements
+
+    // From the sector's start.
+    static __device__ __forceinline__ int elements_before(const T* out) {
+        return static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
+    }
+
+    // A warp's 32 at once are whole sectors.
+    __device__ __forceinline__ void store_pixels(T* out, const float* row, int before, int begin,
+                                                 int end) const {
 #pragma unroll
-            for (int i = 0; i <= kVectorPixels; ++i) {
-                const int pixel = i * 32 + lane_ - before;
-                if (pixel >= 0 && pixel < pixels) out[pixel] = Element<T>::narrow(row[pixel]);
-            }
+        for (int i = 0; i <= kVectorPixels; ++i) {
+            const int pixel = i * 32 + lane_ - before;
+            if (pixel >= begin && pixel < end) out[pixel] = Element<T>::narrow(row[pixel]);
+        }
+    }
+
+    // Stores the sectors that begin in this tile, of a row: its first one and its last one may be
+    // stored in part.
+    __device__ __forceinline__ void store_sectors(T* out, int column, int count) const {
+        const int columns = min(static_cast<int>(problem_.out_size[1]) - column, kHalf);
+        const auto width = static_cast<int>(problem_.tile_size[1]);
+#pragma unroll 2
+        for (int f = 0; f < count; ++f) {
+            const int before = elements_before(out), after = (kSector - before) % kSector;
+            const int begin = column == 0 ? 0 : after, end = min(columns, width + after);
+            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, before, begin, end);
             out += problem_.out_strides[1];
         }
     }

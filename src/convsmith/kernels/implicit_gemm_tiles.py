@@ -116,6 +116,8 @@ def attempt(
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
+    if shape.owns_sectors and not can_own_sectors(spec):
+        return None
     products = sums.products
     parts = 2 if products == 3 else 1
     if splits_filters:
@@ -150,6 +152,8 @@ def attempt(
     else:
         patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
         row_pixels = pitch
+    if shape.owns_sectors:
+        tile = (tile[0], tile[1] - SECTOR_BYTES // spec.itemsize)
     if patch_rows * stride >= MOST_PATCH_ROWS or pitch * spec.stride[1] >= MOST_PATCH_COLUMNS:
         return None
     pixels = math.prod(phases) * patch_rows * pitch
@@ -215,7 +219,7 @@ def attempt(
             patch_stages=patch_stages,
             weight_stages=weight_stages,
             weights_stay=stay,
-            stores_in_turn=channel_blocks == 1 and itemsize == 4,
+            stores_in_turn=shape.is_narrow and splits_filters and itemsize == 4,
             stores_pairs=stores_pairs(spec, shape),
             stores_runs=stores_runs(spec, shape),
             stage_taps=stage_taps,
@@ -290,6 +294,13 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
     *_, of_row, of_column = forward.out_strides
     goes_on = of_row == forward.out_size[1] or not shape.is_flat
     return not shape.is_narrow and of_column == 1 and goes_on
+
+
+def can_own_sectors(forward: Forward) -> bool:
+    """Whether tiles of long rows would store sectors in part that their neighbours could."""
+    *others, columns = forward.out_strides
+    aligned = all(step * forward.itemsize % SECTOR_BYTES == 0 for step in others)
+    return columns == 1 and not aligned and forward.phases is None and forward.out_size[1] > HALF
 
 
 def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
