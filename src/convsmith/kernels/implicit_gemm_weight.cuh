@@ -23,10 +23,10 @@ struct Partial {
           biases(problem.groups * problem.filters) {}
 };
 
-// A warpgroup has so many registers a thread from here on; at the launch it has 128.
-template <int kRegisters>
+// A warpgroup has so many registers a thread from here on.
+template <typename S, int kRegisters>
 __device__ __forceinline__ void take_registers() {
-    if constexpr (kRegisters > 128) {
+    if constexpr (kRegisters > S::kLaunchRegisters) {
         ptx::setmaxnreg_inc<kRegisters>();
     } else {
         ptx::setmaxnreg_dec<kRegisters>();
@@ -49,7 +49,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     if (thread == 0) {
         const int consumers = (units + S::kSlots - 1) / S::kSlots;
         for (int i = 0; i < kMostLines; ++i) {
-            ptx::mbarrier_init(head.full + i, kLoadingWarps * 32);
+            ptx::mbarrier_init(head.full + i, S::kLoadingWarps * 32);
             ptx::mbarrier_init(head.empty + i, 4 * consumers);
         }
         ptx::fence_mbarrier_init();
@@ -73,14 +73,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     }
     __syncthreads();
 
-    if (warpgroup == S::kConsumers) {
-        take_registers<S::kLoaderRegisters>();
+    if (warpgroup >= S::kConsumers) {
+        take_registers<S, S::kLoaderRegisters>();
         RowLoader<S> loader(problem, job, tensors, sums_bias != 0 && job.has_bias(), shared, parts,
                             head, thread - S::kConsumers * ptx::kWarpgroup);
         loader.load(partial + problem.splits * part.sums + job.split * part.biases +
                     job.group * problem.filters + job.first_filter);
     } else {
-        take_registers<S::kConsumerRegisters>();
+        take_registers<S, S::kConsumerRegisters>();
         if (warpgroup * S::kSlots >= units) return;
         WeightMultiplier<S> multiplier(problem, parts, shared, head, warpgroup);
         multiplier.multiply(

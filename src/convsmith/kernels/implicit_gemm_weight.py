@@ -78,5 +78,6 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
     numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
     flags = (line.segments > 1, configuration.is_plain, configuration.unfolds)
     kinds = (str(kind).lower() for kind in flags)
-    what = ", ".join((element, *map(str, numbers), *kinds, str(configuration.loads)))
+    loading = (configuration.loads, configuration.loaders)
+    what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading)))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

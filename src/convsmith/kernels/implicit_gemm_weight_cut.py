@@ -10,16 +10,15 @@ from convsmith.spec import ConvSpec, Pair, Precision
 VECTOR = 8
 LEAST_CHANNELS = 8  # of a group that is not unfolded
 UNIT_FILTERS = 64
-UNITS = 9  # of a block, by three warpgroups
+UNITS = 9  # of a block
 CONSUMERS = 3
-LINE_PIXELS = {1: 256, 3: 128}  # the most, by the number of products
+LINE_PIXELS = 256  # the most
 MOST_SEGMENTS = 32
 MOST_LINES = 3  # in shared memory
 MOST_ROWS = 64
 MOST_LOADS = 6
 MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
-LOADING_WARPS = 4
-LOADED_BYTES = 48 * 1024  # on their way, at most
+LOADED_BYTES = 96 * 1024  # on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
 # By the number of products: of three, some registers are kept in memory, which the first-level
 # cache holds in what shared memory leaves of it.
@@ -88,7 +87,8 @@ class WeightConfiguration:
         products: of 16-bit operands that make one.
         columns: channels of a unit: a block's sums are of units of 64 filters and one tap.
         unit_filters, unit_channels, unit_taps: units of a block.
-        slots: units of a warpgroup.
+        slots: units of a warpgroup that multiplies.
+        loaders: warpgroups that load.
         line: what is added at once.
         is_plain: neighbours in a line are neighbours in memory.
         unfolds: a filter row's taps are channels.
@@ -113,6 +113,7 @@ class WeightConfiguration:
     unit_channels: int
     unit_taps: int
     slots: int
+    loaders: int
     line: Line
     is_plain: bool
     unfolds: bool
@@ -190,14 +191,13 @@ def columns_of(geometry: WeightGeometry, line: Line) -> int:
 def lines_to_try(geometry: WeightGeometry) -> list[Line]:
     """Lines of one run of a row, and of several small images."""
     columns, reach = geometry.y_size[1], reach_of(geometry)
-    most = LINE_PIXELS[geometry.products]
+    most = LINE_PIXELS
     found = []
     for pixels in range(TERMS, most + 1, TERMS):
         runs = -(-columns // pixels)
         even = -(-columns // runs)
-        if runs == 1 or pixels in (16, 32, 64, 96, 128):
-            wide = -(-even // TERMS) * TERMS
-            found.append(Line(runs, wide, 1, wide + reach, wide, wide + reach))
+        wide = -(-even // TERMS) * TERMS
+        found.append(Line(runs, wide, 1, wide + reach, wide, wide + reach))
         if runs == 1:
             break
     # The zeros to the right of an image are those to the left of the next one.
@@ -253,14 +253,16 @@ def attempt_lines(
     x_bytes = 2 * parts * channels * columns * phases * line.x_pixels
     fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
     fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
+    loaders = loading_warpgroups(geometry)
+    loading_warps = 4 * loaders
     for lines in range(MOST_LINES, 0, -1):
         rows = span + (lines - 1) * advance
         shared = fixed + lines * y_bytes + rows * x_bytes
         left = min(BLOCK_BYTES[geometry.products] - shared, LOADED_BYTES)
-        loads = min(left // (LOADING_WARPS * slice_bytes), MOST_LOADS)
+        loads = min(left // (loading_warps * slice_bytes), MOST_LOADS)
         if rows > MOST_ROWS or loads < 1 or x_columns >= MOST_COLUMNS:
             continue
-        enough = loads > 1 and loads * LOADING_WARPS * slice_bytes >= LEAST_LOADED_BYTES
+        enough = loads > 1 and loads * loading_warps * slice_bytes >= LEAST_LOADED_BYTES
         if lines > 1 and not enough:
             continue
         jobs = geometry.groups * math.prod(
@@ -282,6 +284,7 @@ def attempt_lines(
             unit_channels=channels,
             unit_taps=taps,
             slots=-(-math.prod(units) // CONSUMERS),
+            loaders=loaders,
             line=line,
             is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.row_taps > 0),
             unfolds=geometry.row_taps > 0,
@@ -302,10 +305,16 @@ def attempt_lines(
             jobs=jobs,
             splits=splits,
             split_lines=-(-all_lines // splits),
-            shared_bytes=shared + loads * LOADING_WARPS * slice_bytes,
+            shared_bytes=shared + loads * loading_warps * slice_bytes,
             workspace_bytes=splits * split_bytes,
         )
     return None
+
+
+def loading_warpgroups(geometry: WeightGeometry) -> int:
+    """Two where turning rows around takes longest, taps being taken apart, if registers suffice."""
+    few_sums = unit_columns(geometry) < 64 and geometry.products == 1
+    return 2 if geometry.row_taps and few_sums else 1
 
 
 def choose_splits(jobs: int, lines: int, split_bytes: int, multiprocessors: int) -> int:

@@ -1,6 +1,6 @@
 // Rows of dy and of x on their way to shared memory, as 16-bit operands.
 //
-// A loading warp has every kLoadingWarps-th slice of the rows, of kVector channels. It copies the
+// A loading warp has every S::kLoadingWarps-th slice of the rows, of kVector channels. It copies the
 // rows of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever
 // row or line those belong to, and when they have arrived it turns them around: a lane takes a
 // pixel, reads its channels, rounds or splits them, and writes a vector. Of an unfolded slice of x
@@ -25,7 +25,7 @@ class RowLoader {
     using T = typename S::Value;
     using Operand = typename S::Operand;
     using Operands = Vector<Operand, kVector>;
-    static constexpr int kThreads = kLoadingWarps * 32;
+    static constexpr int kThreads = S::kLoadingWarps * 32;
 
     // `thread` is of the loading ones.
     __device__ RowLoader(const WeightProblem& problem, const Job& job, const Tensors& tensors,
@@ -266,7 +266,7 @@ class RowLoader {
             next_.row_bytes = tensor.load_bytes;
             next_.is_unfolded = is_x;
             if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.slice_bytes, lane_);
-            next_slice_ += kLoadingWarps;
+            next_slice_ += S::kLoadingWarps;
             if (next_slice_ >= tensor.slices) skip_rows();
         }
         ptx::cp_async_commit_group();
@@ -382,7 +382,7 @@ class RowLoader {
         float largest = 0;
 #pragma unroll 1
         int slice = slice_;
-        for (; slice < slices; slice += kLoadingWarps) {
+        for (; slice < slices; slice += S::kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
             const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes);
@@ -456,7 +456,7 @@ class RowLoader {
                     biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
                 }
             }
-            vectors += kLoadingWarps * pixels;
+            vectors += S::kLoadingWarps * pixels;
             ptx::warp_sync();
             begin_load(stage);
             stage = stage + 1 == S::kLoads ? 0 : stage + 1;
@@ -507,7 +507,7 @@ class RowLoader {
             const Row row = row_of(line_, i, is_x);
             Operands* to = place_of(is_x, slot);
 #pragma unroll 1
-            for (int slice = warp_; slice < tensor.slices; slice += kLoadingWarps) {
+            for (int slice = warp_; slice < tensor.slices; slice += S::kLoadingWarps) {
 #pragma unroll 1
                 for (int number = lane_; number < tensor.pixels; number += 32) {
                     T values[kVector];
@@ -553,7 +553,7 @@ class RowLoader {
         }
         ptx::bar_sync(kBarrier, kThreads);
 #pragma unroll
-        for (int i = 0; i < kLoadingWarps; ++i) {
+        for (int i = 0; i < S::kLoadingWarps; ++i) {
             x = max(x, each[0][i]);
             y = max(y, each[1][i]);
         }

@@ -24,7 +24,6 @@ namespace convsmith::implicit_gemm {
 
 inline constexpr int kMostLines = 8;  // in shared memory
 inline constexpr int kMostRows = 64;  // of x in the ring
-inline constexpr int kLoadingWarps = 4;
 inline constexpr int kUnits = 9;
 
 struct WeightProblem {
@@ -61,7 +60,7 @@ struct Tensors {
 // several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of dy
 // and, unless it is unfolded, of x, it is plain.
 template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
-          bool kIsPlain_, bool kUnfolds_, int kLoads_>
+          bool kIsPlain_, bool kUnfolds_, int kLoads_, int kLoaders_>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -72,14 +71,21 @@ struct WeightGradient {
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
     static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_, kUnfolds = kUnfolds_;
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
-    static constexpr int kConsumers = 3;    // warpgroups, and one that loads
-    static constexpr int kThreads = (kConsumers + 1) * ptx::kWarpgroup;
+    static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
+    static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
+    static constexpr int kLoadingWarps = 4 * kLoaders;
 
     // A multiplying thread keeps so many sums, and products that are not added yet; what it needs
     // no registers for, loading threads have.
     static constexpr int kKept = (kSlots + (kProducts == 1 ? 0 : 1)) * kColumns / 2;
-    static constexpr int kConsumerRegisters = kKept > 96 ? 144 : kKept > 64 ? 136 : 104;
-    static constexpr int kLoaderRegisters = 4 * 128 - kConsumers * kConsumerRegisters;
+    static constexpr int kConsumerRegisters = kLoaders == 2 ? 88
+                                              : kKept > 96  ? 144
+                                              : kKept > 64  ? 136
+                                                            : 104;
+    static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;
+    static constexpr int kLoaderRegisters =
+        ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders /
+        8 * 8;
     static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
 
@@ -227,7 +233,7 @@ struct WeightShared {
         int rows[kMostLines], images[kMostLines], columns[kMostLines], y_exponents[kMostLines];
         // Of each row of x: likewise, and whether some of it is infinite or not a number.
         int x_exponents[kMostRows], x_specials[kMostRows];
-        unsigned largest[2][2][kLoadingWarps];  // by turns, of x and of dy
+        unsigned largest[2][2][S::kLoadingWarps];  // by turns, of x and of dy
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
 
@@ -247,7 +253,7 @@ struct WeightShared {
         y = kHeadBytes;
         x = y + static_cast<int>(problem.lines) * y_bytes;
         loads = x + static_cast<int>(problem.rows) * x_bytes;
-        tables = loads + kLoadingWarps * S::kLoads * slice_bytes;
+        tables = loads + S::kLoadingWarps * S::kLoads * slice_bytes;
         biases = tables + (pixels_of_x(problem) + S::kPixels + 3) / 4 * 16;
         bytes = biases + (has_bias ? filters * 32 * 4 : 0);
     }
