@@ -68,7 +68,7 @@ class Store : public FinishedSums<S> {
     }
 
   private:
-    using Base::corner_of, Base::position_of, Base::place_of, Base::first_filter, Base::is_flat;
+    using Base::corner_of, Base::position_of, Base::place_of, Base::first_filter;
     using Base::kNone, Base::kVectorPixels;
     using Base::pair, Base::stage, Base::staging_;
     using Base::problem_, Base::tensors_, Base::lane_, Base::tall_out_;
@@ -121,7 +121,7 @@ class Store : public FinishedSums<S> {
     __device__ __forceinline__ void store_runs(T* plane, const Corner& corner, int count) const {
         const auto rows = static_cast<int>(problem_.out_size[0]);
         const auto columns = static_cast<int>(problem_.out_size[1]);
-        if (!is_flat()) {
+        if (!S::is_flat(problem_)) {
             const int place = place_of(corner, position_of(corner, 0));
             if (place == kNone) return;
             store_run(plane + place, 0, min(columns - corner.column, kHalf), count);

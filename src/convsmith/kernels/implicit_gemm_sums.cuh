@@ -67,10 +67,6 @@ class FinishedSums {
                 factors_[eight] * from[1] + biases_[eight]};
     }
 
-    __device__ __forceinline__ bool is_flat() const {
-        return S::kUnfolds && problem_.flat_columns != 0;
-    }
-
     // Brings this warp's eight filters of a half to shared memory.
     template <int kValues>
     __device__ __forceinline__ void stage(const float (&sums)[kValues], int eight) const {
@@ -92,7 +88,7 @@ class FinishedSums {
                   half * static_cast<int>(problem_.half_down);
         int column = tile.column + group * static_cast<int>(problem_.group_right) +
                      half * static_cast<int>(problem_.half_right);
-        if (is_flat()) {
+        if (S::is_flat(problem_)) {
             const auto columns = static_cast<int>(problem_.flat_columns);
             row = column / columns;
             column %= columns;
@@ -110,7 +106,7 @@ class FinishedSums {
         const bool is_narrow = problem_.half_columns == 8;
         int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;
         int q = corner.column + (is_narrow ? pixel % 8 : pixel);
-        if (is_flat()) {
+        if (S::is_flat(problem_)) {
             p += q / static_cast<int>(problem_.flat_columns);
             q %= static_cast<int>(problem_.flat_columns);
         }
