@@ -85,7 +85,7 @@ def share_that_meets(forward: Forward) -> float:
 
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
-    """Time of storing a tile."""
+    """Time of storing a tile, in the mean: of those of its filters that exist."""
     aligned = all(step % 8 == 0 for step in forward.out_strides[:3])
     phases = forward.phases
     if phases is not None and phases.fill_rows:
@@ -97,5 +97,11 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    share = 0.5 if configuration.short_sums else 1
+    share = filters_that_exist(forward, configuration) * (0.5 if configuration.short_sums else 1)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
+
+
+def filters_that_exist(forward: Forward, configuration: Configuration) -> float:
+    """The share of them: others fill blocks up."""
+    filters = len(forward.tap_counts) * forward.filters
+    return filters / (configuration.filter_blocks * configuration.block_filters)
