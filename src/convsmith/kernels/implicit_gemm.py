@@ -10,10 +10,9 @@ import torch
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import forward_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
+from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
     LEAST_GROUP_CHANNELS,
-    MOST_TAPS,
-    VECTOR,
     configure_tiles,
     unfolded_channels,
 )
@@ -73,8 +72,8 @@ def obstacle(spec: ConvSpec) -> str | None:
 def errs_more_than_cudnn(spec: ConvSpec) -> bool:
     """Whether its errors are larger than cuDNN's, as measured, though sums are short.
 
-    On operands in [0, 1), of sums of 288 and 432 terms: in rms 0.67e-7 and 0.86e-7, where cuDNN's
-    are 0.58e-7 and 0.72e-7.
+    On operands in [0, 1), of sums of 288 and 432 terms: in rms 0.67e-7 and 0.86e-7, where
+    cuDNN's are 0.58e-7 and 0.72e-7.
     """
     return (
         spec.direction is Direction.GRAD_INPUT

@@ -97,7 +97,8 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    share = filters_that_exist(forward, configuration) * (0.5 if configuration.short_sums else 1)
+    share = 0.5 if configuration.short_sums else 1
+    share *= filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
