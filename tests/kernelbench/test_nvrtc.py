@@ -69,10 +69,6 @@ HEADERS = {
     """,
 }
 
-# A pragma of the weight gradient that stands a line above its loop, and says nothing but to warn.
-# The record is of that text; the next one has it in its place, and this goes.
-MISPLACED_PRAGMA = ("#pragma unroll 1\n        int slice = slice_;", "        int slice = slice_;")
-
 
 def folder_of(package: str) -> Path:
     """Where one of NVIDIA's pip packages lies."""
@@ -134,7 +130,6 @@ def test_compiles_with_cuda_12_1(convolution: str, nvrtc: ctypes.CDLL, module: M
     for capability, architecture in (((7, 0), "sm_70"), ((9, 0), "sm_90a")):
         family, arguments = planned(module, convolutions()[convolution], capability)
         source = family.cuda.replace("TEMPLATE_ARGUMENTS", ", ".join(arguments))
-        source = source.replace(*MISPLACED_PRAGMA)
         assert compile_by(nvrtc, source, architecture) == "", architecture
 
 

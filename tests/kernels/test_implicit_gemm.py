@@ -13,8 +13,9 @@ from torch import Tensor
 
 import convsmith
 from convsmith import execute
+from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import implicit_gemm
-from convsmith.spec import Direction
+from convsmith.spec import Direction, Pair
 
 FAMILY = "implicit_gemm"
 ORDINARY = replace(PLAIN, group_channels=20)
@@ -110,10 +111,26 @@ def gradient_error(case: Case, device: str) -> float:
 
 @pytest.mark.parametrize(
     "case",
-    [pytest.param(case, id=name) for name, case in CASES.items() if case.stride == (1, 1)],
+    [
+        pytest.param(case, id=name)
+        for name, case in CASES.items()
+        if case.stride == (1, 1) and case.groups == 1
+    ],
 )
 def test_input_gradients(case: Case, device: str, precision: str) -> None:
     assert gradient_error(case, device) < LARGEST_ERROR[precision]
+
+
+@pytest.mark.parametrize("stride", [(1, 1), (2, 3)], ids=str)
+def test_input_gradients_of_groups_err_too_much_in_the_float32_class(
+    stride: Pair, device: str, precision: str
+) -> None:
+    case = replace(CASES["groups"], stride=stride)
+    if precision == "tf32":
+        assert gradient_error(case, device) < LARGEST_ERROR["tf32"]
+        return
+    with pytest.raises(KernelUnavailableError, match="input gradients of groups err more"):
+        gradient_error(case, device)
 
 
 def test_an_input_gradient_of_padding_beyond_the_filter(device: str, precision: str) -> None:

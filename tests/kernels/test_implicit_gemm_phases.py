@@ -44,9 +44,6 @@ CASES = {
     "small-planes": replace(ORDINARY, batch=9, size=(7, 7)),
     "rows-that-meet-nothing": replace(ORDINARY, padding=(0, 0), stride=(3, 4), size=(11, 14)),
     "padding-beyond-the-filter": replace(ORDINARY, padding=(6, 5)),
-    "groups": replace(
-        ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8), stride=(2, 3)
-    ),
     "channels-last": replace(ORDINARY, layout="channels_last"),
 }
 

@@ -11,18 +11,21 @@
 // patches of the input, which hold every pixel once however many taps meet it, and packed weights.
 // The other two multiply: to the tensor cores a tap is the same patch, begun some pixels later.
 //
-//   implicit_gemm_problem.cuh   what a convolution is to the family; tiles, shared memory
-//   implicit_gemm_phases.cuh    the input gradient of a stride
-//   implicit_gemm_pack.cuh      weights, as the tensor cores read them
-//   implicit_gemm_load.cuh      patches and weights on their way to shared memory
-//   implicit_gemm_multiply.cuh  products
-//   implicit_gemm_store.cuh     sums on their way to the output
-//   implicit_gemm_weight.cuh    the kernels of the weight gradient
+//   implicit_gemm_problem.cuh       what a convolution is to the family; tiles, shared memory
+//   implicit_gemm_phases.cuh        the input gradient of a stride
+//   implicit_gemm_pack.cuh          weights, as the tensor cores read them
+//   implicit_gemm_load.cuh          patches and weights on their way to shared memory
+//   implicit_gemm_multiply.cuh      products
+//   implicit_gemm_sums.cuh          finished sums, and where they belong
+//   implicit_gemm_store.cuh         on their way to the output
+//   implicit_gemm_store_phases.cuh  the same, where filters are phases
+//   implicit_gemm_weight.cuh        the kernels of the weight gradient
 #pragma once
 
 #include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
 #include "implicit_gemm_store.cuh"
+#include "implicit_gemm_store_phases.cuh"
 #include "implicit_gemm_weight.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -104,7 +107,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     } else {
         ptx::setmaxnreg_inc<S::kConsumerRegisters>();
         Multiplier<S> multiplier(problem, shared, head, warpgroup);
-        Store<S> store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
+        using Storing = std::conditional_t<S::kInterleaves, PhaseStore<S>, Store<S>>;
+        Storing store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
         ptx::griddepcontrol_wait();  // for the filters' scales
         for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);

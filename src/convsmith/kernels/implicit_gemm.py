@@ -10,10 +10,9 @@ import torch
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import forward_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
+from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
     LEAST_GROUP_CHANNELS,
-    MOST_TAPS,
-    VECTOR,
     configure_tiles,
     unfolded_channels,
 )
@@ -29,7 +28,7 @@ from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration
 from convsmith.kernels.implicit_gemm_weight_times import predicted_weight_ms
 from convsmith.kernels.source import KernelSource, render
 from convsmith.roofline import Ceilings
-from convsmith.spec import ConvSpec, Direction
+from convsmith.spec import ConvSpec, Direction, Precision
 
 NAME = "implicit_gemm"
 LEAST_CAPABILITY = (9, 0)  # and no other: wgmma
@@ -49,6 +48,8 @@ def obstacle(spec: ConvSpec) -> str | None:
         return "the tensor cores' sums are too short for float64"
     if spec.direction is Direction.GRAD_WEIGHT:
         return weight_obstacle(spec)
+    if errs_more_than_cudnn(spec):
+        return "in the float32 class, its input gradients of groups err more than cuDNN's"
     forward = forward_of(spec)
     group_channels = forward.channels
     if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
@@ -66,6 +67,19 @@ def obstacle(spec: ConvSpec) -> str | None:
     if spec.input_shape[0] * tiling.tall_height >= 2**31:
         return "its images have more rows than 32 bits count"
     return None
+
+
+def errs_more_than_cudnn(spec: ConvSpec) -> bool:
+    """Whether its errors are larger than cuDNN's, as measured, though sums are short.
+
+    On operands in [0, 1), of sums of 288 and 432 terms: in rms 0.67e-7 and 0.86e-7, where
+    cuDNN's are 0.58e-7 and 0.72e-7.
+    """
+    return (
+        spec.direction is Direction.GRAD_INPUT
+        and spec.groups > 1
+        and spec.precision is Precision.FLOAT32
+    )
 
 
 def configure(

@@ -44,7 +44,7 @@ class PatchLoader {
             const int phase = pixel / (rows * pitch);
             const int row = step_to(pixel / pitch % rows, phase / across, 0);
             const int column =
-                is_flat() ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
+                S::is_flat(problem_) ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
             steps_[pixel] = row << 16 | column;
         }
     }
@@ -68,10 +68,6 @@ class PatchLoader {
   private:
     static constexpr int kNone = INT_MIN;  // the place of what is padding
 
-    __device__ __forceinline__ bool is_flat() const {
-        return S::kUnfolds && problem_.flat_columns != 0;
-    }
-
     __device__ __forceinline__ bool meets_taps(const Tile& tile) const {
         return taps_of<S>(problem_, head_, tile).count > 0;
     }
@@ -91,13 +87,15 @@ class PatchLoader {
     };
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile) const {
-        const int flat_row = is_flat() ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
+        const int flat_row =
+            S::is_flat(problem_) ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
         const int row = (tile.row + flat_row) * static_cast<int>(problem_.stride[0]);
         const int tall = static_cast<int>(problem_.tall_height);
         const int image = row / tall;
-        const int column = is_flat() ? tile.column % static_cast<int>(problem_.flat_columns)
-                                     : tile.column * static_cast<int>(problem_.stride[1]) -
-                                           static_cast<int>(problem_.padding[1]);
+        const int column = S::is_flat(problem_)
+                               ? tile.column % static_cast<int>(problem_.flat_columns)
+                               : tile.column * static_cast<int>(problem_.stride[1]) -
+                                     static_cast<int>(problem_.padding[1]);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
         return {image, row - image * tall, column, plane};
@@ -112,7 +110,7 @@ class PatchLoader {
         const int step = steps_[pixel];
         const int tall = static_cast<int>(problem_.tall_height);
         int h = corner.row + (step >> 16), w = corner.column + (step & 0xffff), image = 0;
-        if (is_flat()) {
+        if (S::is_flat(problem_)) {
             const auto columns = static_cast<int>(problem_.flat_columns);
             h += w / columns * static_cast<int>(problem_.stride[0]);
             w = w % columns * static_cast<int>(problem_.stride[1]) -
@@ -143,8 +141,9 @@ class PatchLoader {
 
     // Calls `visitor` for each of kVector channels of a pixel, from `channel` on: with its number,
     // where it lies, and whether it exists. `plane` is where the first one begins, or the group's
-    // first one if they are unfolded.
-    template <bool kAllExist, typename Visitor>
+    // first one if they are unfolded. These may come in pieces of kPiece neighbours, of which each
+    // is within the image or beyond it; what a piece holds beside the filter's columns meets zeros.
+    template <bool kAllExist, int kPiece = 1, typename Visitor>
     __device__ __forceinline__ void visit_channels(const T* plane, const Pixel& pixel, int channel,
                                                    const Visitor& visitor) const {
         const bool exists = pixel.place != kNone;
@@ -153,14 +152,16 @@ class PatchLoader {
             const bool is_run = exists && (kAllExist || channel < S::channels(problem_));
             const int run = is_run ? channel / kVector : 0;
             const int count = is_run ? head_.counts[run] : 0;
-            const int first = begins_with(run);
+            const int first = kPiece == 1 ? begins_with(run) : 0;
+            const int step = kPiece == 1 ? static_cast<int>(problem_.dilation[1]) : kPiece;
+            const std::int64_t move = kPiece == 1 ? step * problem_.in_strides[3] : kPiece;
             int w = pixel.column + head_.steps[run];
             from += head_.offsets[run];
 #pragma unroll
-            for (int c = 0; c < kVector; ++c) {
+            for (int c = 0; c < kVector; c += kPiece) {
                 visitor(c, from, c >= first && c < count && is_within(w, 1));
-                w += static_cast<int>(problem_.dilation[1]);
-                from += problem_.dilation[1] * problem_.in_strides[3];
+                w += step;
+                from += move;
             }
         } else {
 #pragma unroll
@@ -271,7 +272,11 @@ class PatchLoader {
                                                 T (&values)[kVector]) const {
         if constexpr (S::kPiece > 1) {
             if (copies_pieces_) {
-                copy_pieces<kAllExist>(to, i, pixel);
+                visit_channels<kAllExist, S::kPiece>(
+                    next_plane_, pixel, next_channel_, [&](int c, const T* from, bool exists) {
+                        ptx::cp_async<S::kPiece* static_cast<int>(sizeof(T))>(to + loaded(i, c),
+                                                                              from, exists);
+                    });
                 return;
             }
         }
@@ -288,23 +293,6 @@ class PatchLoader {
     // Where element c of a group's i-th vector is, of this thread's.
     static __device__ __forceinline__ constexpr int loaded(int i, int c) {
         return (i * kVector + c / S::kPiece * S::kPiece) * kThreads + c % S::kPiece;
-    }
-
-    // Copies an unfolded vector in pieces, of which each is within the image or beyond it. What is
-    // copied for a column that the filter has not meets zeros.
-    template <bool kAllExist>
-    __device__ __forceinline__ void copy_pieces(T* to, int i, const Pixel& pixel) const {
-        const bool is_run =
-            pixel.place != kNone && (kAllExist || next_channel_ < S::channels(problem_));
-        const int run = is_run ? next_channel_ / kVector : 0;
-        const int count = is_run ? head_.counts[run] : 0;
-        const int w = pixel.column + head_.steps[run];
-        const T* from = next_plane_ + (is_run ? pixel.place : 0) + head_.offsets[run];
-#pragma unroll
-        for (int c = 0; c < kVector; c += S::kPiece) {
-            ptx::cp_async<S::kPiece* static_cast<int>(sizeof(T))>(to + loaded(i, c), from + c,
-                                                                  c < count && is_within(w + c, 1));
-        }
     }
 
     __device__ __forceinline__ void load_patch(int tile, int channel) {

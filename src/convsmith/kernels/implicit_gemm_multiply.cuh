@@ -72,7 +72,7 @@ class Multiplier {
   private:
     // Of split operands: 16 channels of a tap are a term.
     static constexpr int kStageTerms = S::kStageTaps * S::kSteps;
-    static constexpr int kTapsApart = 4 * S::kStageTaps;
+    static constexpr int kTapsApart = 4 / S::kSteps * S::kStageTaps;  // of up to 16 terms
 
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll

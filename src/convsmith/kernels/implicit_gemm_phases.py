@@ -83,17 +83,20 @@ class Phases:
         return math.gcd(self.stride[1], STAGED_FILTERS)
 
     @property
+    def are_neighbours(self) -> bool:
+        """Whether the columns of dx are, in memory."""
+        return self.x_strides[3] == 1
+
+    @property
     def fill_rows(self) -> bool:
         """Whether they leave no gaps, or of whole sectors."""
-        return self.x_strides[3] == 1 and self.together in (self.stride[1], STAGED_FILTERS)
+        return self.are_neighbours and self.together in (self.stride[1], STAGED_FILTERS)
 
     @property
     def stores_vectors(self) -> bool:
         """Whether it stores them as a vector, of which rows of dx are whole numbers."""
-        *steps, of_column = self.x_strides
-        return of_column == 1 and all(
-            size % self.together == 0 for size in (*steps, self.x_size[1])
-        )
+        sizes = (*self.x_strides[:3], self.x_size[1])
+        return self.are_neighbours and all(size % self.together == 0 for size in sizes)
 
     def numbers(self, phase_filters: int) -> tuple[int, ...]:
         """OutPhases of implicit_gemm_problem.cuh; ``phase_filters`` are of a row phase."""

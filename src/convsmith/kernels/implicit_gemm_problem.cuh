@@ -126,6 +126,9 @@ struct Convolution {
     static constexpr int kTapBytes = kParts * kBlockChannels * kRowsOfBlock * 2;
     static constexpr int kStageBytes = kStageTaps * kTapBytes;
 
+    static __host__ __device__ bool is_flat(const Problem& problem) {
+        return kUnfolds && problem.flat_columns != 0;
+    }
     static __host__ __device__ int patch_pixels(const Problem& problem) {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);

@@ -1,4 +1,4 @@
-"""How the implicit_gemm family cuts a convolution into tiles, and shares shared memory out."""
+"""How the implicit_gemm family cuts a convolution into tiles."""
 
 from __future__ import annotations
 
@@ -16,23 +16,14 @@ from convsmith.kernels.implicit_gemm_cut import (
     Halves,
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
-from convsmith.kernels.implicit_gemm_phases import MOST_APART
+from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
-from convsmith.spec import ConvSpec, Direction, Precision
+from convsmith.spec import ConvSpec, Direction, Pair, Precision
 
-VECTOR = 8
 SECTOR_BYTES = 32
-WGMMA_TERMS = 16
-MOST_STAGES = 32
-LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
-MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
-FEWEST_BYTES_AHEAD = 9 * 1024
-MOST_TAPS = 512
 MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
-SHARED_BYTES = 227 * 1024
-STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
 LEAST_GROUP_CHANNELS = 8
 LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 288}  # terms
 SMALL_PLANE = 32  # rows and columns
@@ -55,7 +46,7 @@ def fitting_tilings(
 ) -> list[Configuration]:
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
-    flat = forward.channels < LEAST_GROUP_CHANNELS and forward.phases is None
+    flat = has_few_channels(forward) and forward.phases is None
     if sums.short:
         shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if flat else SINGLE_SHAPES
     else:
@@ -109,128 +100,181 @@ def needs_short_sums(forward: Forward, spec: ConvSpec) -> bool:
 
 
 def attempt(
-    spec: Forward,
+    forward: Forward,
     sums: Sums,
     multiprocessors: int,
     splits_filters: bool,
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
-    if shape.owns_sectors and not can_own_sectors(spec):
+    if shape.owns_sectors and not can_own_sectors(forward):
         return None
-    products = sums.products
-    parts = 2 if products == 3 else 1
+    patch, taps = patch_of(forward, splits_filters, shape), taps_of(forward, sums)
+    stride, itemsize = forward.stride, forward.itemsize
+    if patch.rows * stride[0] >= MOST_PATCH_ROWS:
+        return None
+    if patch.pitch * stride[1] >= MOST_PATCH_COLUMNS:
+        return None
+    if len(taps.counts) * taps.most > MOST_TAPS:
+        return None
+    block_filters = ROWS_OF_BLOCK * (2 if splits_filters else 1)
+    filter_blocks = len(taps.counts) * -(-forward.filters // block_filters)
+    unfolds = has_few_channels(forward)
+    use = BlockUse(
+        products=sums.products,
+        itemsize=itemsize,
+        channels=unfolded_channels(forward) if unfolds else forward.channels,
+        unfolds=unfolds,
+        interleaves=forward.phases is not None,
+        pixels=patch.pixels,
+        rings=2 if splits_filters else 1,
+        filter_blocks=forward.groups * filter_blocks,
+        stage_taps=taps.of_stage,
+        most_taps=taps.most,
+        has_few_taps=unfolds or max(forward.tap_counts) == 1,
+    )
+    rings = share_out(use)
+    if rings is None:
+        return None
+    piece, lead = choose_piece(forward) if unfolds else (1, 0)
+    needed = (forward.out_size[0] - 1) * stride[0] + forward.reach[0] + 1
+    tall_height = -(-needed // stride[0]) * stride[0]
+    tiles = count_tiles(forward, tall_height // stride[0], patch.tile, shape)
+    padded = forward.groups * filter_blocks * block_filters
+    all_tiles = math.prod(tiles) * forward.groups * filter_blocks
+    return Configuration(
+        products=sums.products,
+        short_sums=sums.short,
+        apart=forward.phases is not None and forward.phases.apart > 1,
+        filter_blocks=filter_blocks,
+        splits_filters=splits_filters,
+        unfolds=unfolds,
+        piece=piece,
+        lead=lead,
+        shape=shape,
+        tall_height=tall_height,
+        phases=patch.phases,
+        tile=patch.tile,
+        group_shift=patch.group_shift,
+        patch_rows=patch.rows,
+        pitch=patch.pitch,
+        row_pixels=patch.row_pixels,
+        vectors=-(-use.channels // VECTOR),
+        channel_blocks=rings.channel_blocks,
+        block_channels=rings.block_channels,
+        ahead=rings.ahead,
+        patch_stages=rings.patch_stages,
+        weight_stages=rings.weight_stages,
+        weights_stay=rings.weights_stay,
+        stores_in_turn=shape.is_narrow and splits_filters and itemsize == 4,
+        stores_pairs=stores_pairs(forward, shape),
+        stores_runs=stores_runs(forward, shape),
+        stage_taps=taps.of_stage,
+        padded_taps=taps.most,
+        met_taps=sum(taps.counts) / len(taps.counts),
+        tiles=tiles,
+        blocks=choose_blocks(all_tiles, multiprocessors, len(taps.counts)),
+        shared_bytes=rings.shared_bytes,
+        workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
+    )
+
+
+@dataclass(frozen=True)
+class Patch:
+    """What a tile of outputs meets of a channel. Pairs are (rows, columns).
+
+    Args:
+        tile: of outputs that are stored.
+        group_shift: from one warpgroup's pixels to the other's.
+        phases: of the stride, that taps meet.
+        rows, pitch: of each phase, in pixels.
+        row_pixels: from a row of taps to the next one of its phase.
+    """
+
+    tile: Pair
+    group_shift: Pair
+    phases: Pair
+    rows: int
+    pitch: int
+    row_pixels: int
+
+    @property
+    def pixels(self) -> int:
+        """Of all phases."""
+        return math.prod(self.phases) * self.rows * self.pitch
+
+
+def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
+    """That of a tile of ``shape``; of twice that, where warpgroups have pixels of their own."""
     if splits_filters:
         group_shift, tile = (0, 0), (shape.rows, shape.width)
     elif shape.is_flat:
         group_shift, tile = (0, shape.width), (1, 2 * shape.width)
     else:
         group_shift, tile = (shape.rows, 0), (2 * shape.rows, shape.width)
-    unfolds = spec.channels < LEAST_GROUP_CHANNELS
-    channels = unfolded_channels(spec) if unfolds else spec.channels
-    piece, lead = choose_piece(spec) if unfolds else (1, 0)
-    kernel = (spec.kernel[0], 1) if unfolds else spec.kernel
-    tap_counts = spec.tap_counts
-    stride = spec.stride[0]
-    phases, reach = [1, 1], [0, 0]
-    if spec.phases is not None:
-        reach = list(spec.reach)
-    else:
-        for axis, (one, step, dilation) in enumerate(
-            zip(kernel, spec.stride, spec.dilation, strict=True)
-        ):
-            phases[axis] = met = min(one, step // math.gcd(step, dilation))
-            reach[axis] = max(
-                (r * dilation - (r % met) * dilation % step) // step for r in range(one)
-            )
-    if unfolds:
-        tap_counts = tuple(count // spec.kernel[1] for count in tap_counts)
-        reach[1] = 0
+    phases, reach = met_phases(forward)
     if shape.is_flat:
-        row_pixels = spec.out_size[1]
-        patch_rows, pitch = 1, tile[1] + reach[0] * row_pixels
-    else:
-        patch_rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
-        row_pixels = pitch
+        row_pixels = forward.out_size[1]
+        pitch = tile[1] + reach[0] * row_pixels
+        return Patch(tile, group_shift, phases, 1, pitch, row_pixels)
+    rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
-        tile = (tile[0], tile[1] - SECTOR_BYTES // spec.itemsize)
-    if patch_rows * stride >= MOST_PATCH_ROWS or pitch * spec.stride[1] >= MOST_PATCH_COLUMNS:
-        return None
-    pixels = math.prod(phases) * patch_rows * pitch
-    needed = (spec.out_size[0] - 1) * stride + spec.reach[0] + 1
-    tall_height = -(-needed // stride) * stride
-    rings = 2 if splits_filters else 1
-    block_filters = ROWS_OF_BLOCK * rings
-    filter_blocks = len(tap_counts) * -(-spec.filters // block_filters)
-    stage_taps = choose_stage_taps(tap_counts, sums.stage_taps)
-    all_taps = [-(-count // stage_taps) * stage_taps for count in tap_counts]
-    padded_taps = max(all_taps)
-    if len(all_taps) * padded_taps > MOST_TAPS:
-        return None
-    itemsize = spec.itemsize
-    at_once = 1 if itemsize == 4 and not unfolds else 2
-    group_bytes = at_once * VECTOR * LOADING_THREADS[products] * itemsize
-    tables = (5 if unfolds else 3) * -(-pixels // 4) * 4 * 4
-    few_taps = unfolds or max(tap_counts) == 1
-    for block_channels, patch_stages, weight_stages in rings_to_try(channels, few_taps):
-        channel_blocks = -(-channels // block_channels)
-        stage_bytes = stage_taps * parts * block_channels * ROWS_OF_BLOCK * 2
-        all_stages = channel_blocks * padded_taps // stage_taps
-        stay = weight_stages == 0
-        if stay and (all_stages > MOST_STAGES or spec.groups * filter_blocks > 1):
-            continue
-        weight_stages = all_stages if stay else weight_stages
-        shared = head_bytes(unfolds, spec.phases is not None) + STAGING_BYTES + tables
-        shared += patch_stages * parts * block_channels * 2 * pixels
-        shared += rings * weight_stages * stage_bytes
-        left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + group_bytes)
-        ahead = left // group_bytes - 1
-        if ahead * group_bytes < FEWEST_BYTES_AHEAD:
-            continue
-        shared += (ahead + 1) * group_bytes
-        rows, columns = spec.batch * (tall_height // stride), spec.out_size[1]
-        if shape.is_flat:
-            rows, columns = 1, rows * columns
-        tiles = (-(-rows // tile[0]), -(-columns // tile[1]))
-        padded = spec.groups * filter_blocks * block_filters
-        all_tiles = math.prod(tiles) * spec.groups * filter_blocks
-        packed = padded // ROWS_OF_BLOCK * all_stages * stage_bytes
-        return Configuration(
-            products=products,
-            short_sums=sums.short,
-            apart=spec.phases is not None and spec.phases.apart > 1,
-            filter_blocks=filter_blocks,
-            splits_filters=splits_filters,
-            unfolds=unfolds,
-            piece=piece,
-            lead=lead,
-            shape=shape,
-            tall_height=tall_height,
-            phases=(phases[0], phases[1]),
-            tile=tile,
-            group_shift=group_shift,
-            patch_rows=patch_rows,
-            pitch=pitch,
-            row_pixels=row_pixels,
-            vectors=-(-channels // VECTOR),
-            channel_blocks=channel_blocks,
-            block_channels=block_channels,
-            ahead=ahead,
-            patch_stages=patch_stages,
-            weight_stages=weight_stages,
-            weights_stay=stay,
-            stores_in_turn=shape.is_narrow and splits_filters and itemsize == 4,
-            stores_pairs=stores_pairs(spec, shape),
-            stores_runs=stores_runs(spec, shape),
-            stage_taps=stage_taps,
-            padded_taps=padded_taps,
-            met_taps=sum(all_taps) / len(all_taps),
-            tiles=tiles,
-            blocks=choose_blocks(all_tiles, multiprocessors, len(tap_counts)),
-            shared_bytes=shared,
-            workspace_bytes=packed + 4 * padded,
-        )
-    return None
+        tile = (tile[0], tile[1] - SECTOR_BYTES // forward.itemsize)
+    return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
+
+
+def met_phases(forward: Forward) -> tuple[Pair, Pair]:
+    """Phases of the stride that taps meet, and how many pixels those of a phase reach over."""
+    unfolds = has_few_channels(forward)
+    if forward.phases is not None:
+        return (1, 1), (forward.reach[0], 0 if unfolds else forward.reach[1])
+    phases, reach = [1, 1], [0, 0]
+    kernel = (forward.kernel[0], 1) if unfolds else forward.kernel
+    axes = zip(kernel, forward.stride, forward.dilation, strict=True)
+    for axis, (taps, step, dilation) in enumerate(axes):
+        phases[axis] = met = min(taps, step // math.gcd(step, dilation))
+        places = [(r * dilation - r % met * dilation % step) // step for r in range(taps)]
+        reach[axis] = max(places)
+    return (phases[0], phases[1]), (reach[0], reach[1])
+
+
+@dataclass(frozen=True)
+class StagedTaps:
+    """The taps of each kind of filter blocks, in stages of weights.
+
+    Args:
+        of_stage: taps.
+        counts: of each kind, with those that fill its last stage.
+    """
+
+    of_stage: int
+    counts: tuple[int, ...]
+
+    @property
+    def most(self) -> int:
+        """Of a kind."""
+        return max(self.counts)
+
+
+def taps_of(forward: Forward, sums: Sums) -> StagedTaps:
+    """Of unfolded channels, each column of the filter is a channel, and only rows are taps."""
+    columns = forward.kernel[1] if has_few_channels(forward) else 1
+    counts = tuple(count // columns for count in forward.tap_counts)
+    of_stage = choose_stage_taps(counts, sums.stage_taps)
+    return StagedTaps(of_stage, tuple(-(-count // of_stage) * of_stage for count in counts))
+
+
+def count_tiles(forward: Forward, tall_out: int, tile: Pair, shape: Halves) -> Pair:
+    """Down all images, of ``tall_out`` rows each, and across."""
+    rows, columns = forward.batch * tall_out, forward.out_size[1]
+    if shape.is_flat:
+        rows, columns = 1, rows * columns
+    return (-(-rows // tile[0]), -(-columns // tile[1]))
+
+
+def has_few_channels(forward: Forward) -> bool:
+    """Whether they are unfolded."""
+    return forward.channels < LEAST_GROUP_CHANNELS
 
 
 def unfolded_channels(spec: Forward) -> int:
@@ -253,30 +297,6 @@ def choose_piece(spec: Forward) -> tuple[int, int]:
         if fits and all(step % piece == 0 for step in steps):
             return piece, lead
     return 1, 0
-
-
-def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]:
-    """(channels of a patch, patches, stages of weights; 0 for all), the best first.
-
-    Of few taps, several instructions' channels make a patch, so that it is worth a barrier.
-    """
-    whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
-    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if of_few_taps else [16]
-    return [
-        (block, patches, weights)
-        for choice in ((4, 3), (2,), (1,))
-        for block in blocks
-        for weights in (0, 4, 3, 2)
-        for patches in choice
-    ]
-
-
-def head_bytes(unfolds: bool, interleaves: bool) -> int:
-    """kHeadBytes of Shared in implicit_gemm_problem.cuh."""
-    head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 8 * 4
-    head += 4 * MOST_TAPS + 3 * 4 * (MOST_TAPS if unfolds else 1)
-    head += 4 * (MOST_APART if interleaves else 1)
-    return -(-head // 128) * 128
 
 
 def stores_pairs(forward: Forward, shape: Halves) -> bool:

@@ -34,7 +34,9 @@ STORE_PHASES_LONG = 10.0
 STORE_PHASES_SHORT = 11.0
 STORE_PHASES_UNALIGNED = 16.0
 STORE_16_BITS = 0.7  # of the time of 32
-SHORT_ROWS_OF_LONG = 1.15  # what tiles of short rows take more in images of long ones
+# What tiles of short rows take more in images of long ones.
+SHORT_ROWS_OF_LONG = 1.04
+SHORT_ROWS_OF_LONG_UNALIGNED = 1.15
 OVERLAP = 0.5  # of the second longest of a tile's three parts
 
 
@@ -74,7 +76,9 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
         (operations / (tera * 1e6), vectors / per_us, store_us(forward, configuration))
     )
     of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
-    slower = SHORT_ROWS_OF_LONG if of_long else 1
+    slower = 1.0
+    if of_long:
+        slower = SHORT_ROWS_OF_LONG if is_aligned(forward) else SHORT_ROWS_OF_LONG_UNALIGNED
     if configuration.short_sums:
         slower *= SHORT_SUMS
     return (longest + OVERLAP * second) * slower
@@ -86,8 +90,8 @@ def share_that_meets(forward: Forward) -> float:
 
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
-    """Time of storing a tile."""
-    aligned = all(step % 8 == 0 for step in forward.out_strides[:3])
+    """Time of storing a tile, in the mean: of those of its filters that exist."""
+    aligned = is_aligned(forward)
     phases = forward.phases
     if phases is not None and phases.fill_rows:
         time = STORE_PHASES_SHORT if configuration.shape.is_narrow else STORE_PHASES_LONG
@@ -101,4 +105,16 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     else:
         time = STORE_SINGLE
     share = 0.5 if configuration.short_sums else 1
+    share *= filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
+
+
+def is_aligned(forward: Forward) -> bool:
+    """Whether rows of the output begin where sectors of 32 bytes of float32 do."""
+    return all(step % 8 == 0 for step in forward.out_strides[:3])
+
+
+def filters_that_exist(forward: Forward, configuration: Configuration) -> float:
+    """The share of them: others fill blocks up."""
+    filters = len(forward.tap_counts) * forward.filters
+    return filters / (configuration.filter_blocks * configuration.block_filters)

@@ -380,8 +380,8 @@ class RowLoader {
         if constexpr (!S::kSideBySide) find_offsets(0);
 
         float largest = 0;
-#pragma unroll 1
         int slice = slice_;
+#pragma unroll 1
         for (; slice < slices; slice += S::kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();

@@ -1,0 +1,143 @@
+"""How a block of the implicit_gemm family uses shared memory: rings of patches and weights."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK
+from convsmith.kernels.implicit_gemm_phases import MOST_APART
+
+VECTOR = 8
+WGMMA_TERMS = 16
+MOST_STAGES = 32
+LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
+MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
+FEWEST_BYTES_AHEAD = 9 * 1024
+MOST_TAPS = 512
+SHARED_BYTES = 227 * 1024
+STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
+
+
+@dataclass(frozen=True)
+class BlockUse:
+    """What a block needs shared memory for.
+
+    Args:
+        products: of 16-bit operands that make one.
+        itemsize: bytes of an element.
+        channels: of a group, unfolded where they are.
+        unfolds: each channel and column of the filter is a channel of its own.
+        interleaves: filters are phases of an input gradient's stride.
+        pixels: of a patch.
+        rings: of weights.
+        filter_blocks: of all groups.
+        stage_taps: of a stage of weights.
+        most_taps: of a tile, with those that fill the last stage.
+        has_few_taps: several instructions' channels make a patch, to be worth a barrier.
+    """
+
+    products: int
+    itemsize: int
+    channels: int
+    unfolds: bool
+    interleaves: bool
+    pixels: int
+    rings: int
+    filter_blocks: int
+    stage_taps: int
+    most_taps: int
+    has_few_taps: bool
+
+    @property
+    def parts(self) -> int:
+        """Of an operand: high, and low."""
+        return 2 if self.products == 3 else 1
+
+    @property
+    def group_bytes(self) -> int:
+        """Of the vectors that all loading threads copy at once."""
+        at_once = 1 if self.itemsize == 4 and not self.unfolds else 2
+        return at_once * VECTOR * LOADING_THREADS[self.products] * self.itemsize
+
+    @property
+    def fixed_bytes(self) -> int:
+        """Beside the rings."""
+        tables = (5 if self.unfolds else 3) * -(-self.pixels // 4) * 4 * 4
+        return head_bytes(self.unfolds, self.interleaves) + STAGING_BYTES + tables
+
+
+@dataclass(frozen=True)
+class Rings:
+    """How shared memory is shared out.
+
+    Args:
+        channel_blocks, block_channels: patches of a tile, and channels of a patch.
+        ahead: groups of vectors that a loading thread has on their way.
+        patch_stages, weight_stages: of the rings.
+        weights_stay: the ring of weights holds all of them.
+        shared_bytes: of a block.
+        weight_bytes: of a block's filters, all weights.
+    """
+
+    channel_blocks: int
+    block_channels: int
+    ahead: int
+    patch_stages: int
+    weight_stages: int
+    weights_stay: bool
+    shared_bytes: int
+    weight_bytes: int
+
+
+def share_out(use: BlockUse) -> Rings | None:
+    """The best rings that fit, or None."""
+    choices = rings_to_try(use.channels, use.has_few_taps)
+    for block_channels, patch_stages, weight_stages in choices:
+        channel_blocks = -(-use.channels // block_channels)
+        stage_bytes = use.stage_taps * use.parts * block_channels * ROWS_OF_BLOCK * 2
+        all_stages = channel_blocks * use.most_taps // use.stage_taps
+        stay = weight_stages == 0
+        if stay and (all_stages > MOST_STAGES or use.filter_blocks > 1):
+            continue
+        weight_stages = all_stages if stay else weight_stages
+        shared = use.fixed_bytes + use.rings * weight_stages * stage_bytes
+        shared += patch_stages * use.parts * block_channels * 2 * use.pixels
+        left = min(SHARED_BYTES - shared, MOST_BYTES_AHEAD + use.group_bytes)
+        ahead = left // use.group_bytes - 1
+        if ahead * use.group_bytes < FEWEST_BYTES_AHEAD:
+            continue
+        return Rings(
+            channel_blocks=channel_blocks,
+            block_channels=block_channels,
+            ahead=ahead,
+            patch_stages=patch_stages,
+            weight_stages=weight_stages,
+            weights_stay=stay,
+            shared_bytes=shared + (ahead + 1) * use.group_bytes,
+            weight_bytes=all_stages * stage_bytes,
+        )
+    return None
+
+
+def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]:
+    """(channels of a patch, patches, stages of weights; 0 for all), the best first.
+
+    Of few taps, several instructions' channels make a patch, so that it is worth a barrier.
+    """
+    whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
+    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if of_few_taps else [16]
+    return [
+        (block, patches, weights)
+        for choice in ((4, 3), (2,), (1,))
+        for block in blocks
+        for weights in (0, 4, 3, 2)
+        for patches in choice
+    ]
+
+
+def head_bytes(unfolds: bool, interleaves: bool) -> int:
+    """kHeadBytes of Shared in implicit_gemm_problem.cuh."""
+    head = 6 * MOST_STAGES * 8 + 4 * MOST_STAGES + 2 * 8 * 4
+    head += 4 * MOST_TAPS + 3 * 4 * (MOST_TAPS if unfolds else 1)
+    head += 4 * (MOST_APART if interleaves else 1)
+    return -(-head // 128) * 128
