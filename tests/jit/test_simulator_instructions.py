@@ -117,7 +117,7 @@ def test_a_misaligned_run_is_caught(run_bytes: int) -> None:
 
 
 PRODUCT = toy("wgmma")
-MISTAKES = ("kNone", "kReleaseTooEarly", "kReadTooEarly", "kDoNotWait")
+MISTAKES = ("kNone", "kReleaseTooEarly", "kReadTooEarly", "kDoNotWait", "kReachTooFar")
 
 
 def product(
@@ -146,6 +146,69 @@ def test_a_warpgroup_multiplies(columns: int, dtype: torch.dtype, majors: tuple[
     )
 
 
+def exponents(values: Tensor, least: int = -1000) -> Tensor:
+    """Those of the leading bits, or ``least`` if that is more; of zero, one below all others."""
+    return (values.frexp().exponent - 1).clamp(least).where(values != 0, -10000)
+
+
+def truncated_product(a: Tensor, b: Tensor) -> Tensor:
+    """A * B by the formula of MMA-Sim (arXiv 2511.10909), in float64.
+
+    Of 16 terms at a time, exact products and the sum so far are aligned to the largest exponent and
+    cut off after 25 fractional bits, and so is the result, to float32.
+    """
+    least = -14 if a.dtype is torch.float16 else -126
+    sums = torch.zeros(a.shape[0], 1, b.shape[1]).double()
+    for k in range(0, a.shape[1], 16):
+        rows, columns = a[:, k : k + 16, None].double(), b[None, k : k + 16].double()
+        terms = torch.cat([rows * columns, sums], dim=1)
+        of_products = exponents(rows, least) + exponents(columns, least)
+        largest = torch.cat([of_products, exponents(sums)], dim=1).amax(1, keepdim=True)
+        unit = 2.0 ** (largest.clamp(-1000).double() - 25)
+        exact, cut = terms.sum(1, True), ((terms / unit).trunc() * unit).sum(1, True)
+        total = torch.where(exact.isfinite(), cut, exact)
+        nearest = total.float()
+        too_far = (nearest.double().abs() > total.abs()) & nearest.isfinite()
+        sums = torch.where(too_far, nearest.nextafter(torch.tensor(0.0)), nearest).double()
+    return sums[:, 0].float()
+
+
+def numbers(shape: tuple[int, int], dtype: torch.dtype, lowest: int, highest: int) -> Tensor:
+    """Random bits, but for the fields of the exponents, which are within these limits."""
+    fraction_bits = 10 if dtype is torch.float16 else 7
+    sign_and_fraction = torch.randint(-0x8000, 0x8000, shape) & ~(
+        0x7FFF >> fraction_bits << fraction_bits
+    )
+    fields = torch.randint(lowest, highest + 1, shape)
+    return (sign_and_fraction | fields << fraction_bits).to(torch.int16).view(dtype)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+@pytest.mark.parametrize(
+    "kind", ["alike", "wide", "any", "tiny", "subnormal", "huge", "mostly-zeros", "inf-and-nan"]
+)
+def test_sums_are_cut_off_like_those_of_tensor_cores(kind: str, dtype: torch.dtype) -> None:
+    """To the bit, but for the sign and the payload of NaN."""
+    most = 30 if dtype is torch.float16 else 254  # the field of the largest numbers
+    middle, wide, any_field = (most // 2 - 1, most // 2 + 1), (most // 4, most * 3 // 4), (0, most)
+    of_a, of_b = {
+        "alike": (middle, middle),
+        "wide": (wide, wide),
+        "tiny": ((0, 2), (0, 2)),
+        "subnormal": ((0, 2), middle),  # and sums, of bfloat16
+        "huge": ((most - 2, most), (most - 2, most)),
+    }.get(kind, (any_field, any_field))
+    a, b = numbers((64, 80), dtype, *of_a), numbers((80, 64), dtype, *of_b)
+    if kind == "mostly-zeros":
+        a[torch.rand(a.shape) < 0.9] = 0
+        b[torch.rand(b.shape) < 0.9] = -0.0
+    if kind == "inf-and-nan":
+        a[::5, 3], a[2::5, 70], b[40, ::7], b[79, 3::7] = torch.inf, torch.nan, -torch.inf, 0
+    torch.testing.assert_close(
+        product(a, b), truncated_product(a, b), rtol=0, atol=0, equal_nan=True
+    )
+
+
 @pytest.mark.parametrize("mistake", ["kReleaseTooEarly", "kReadTooEarly"])
 def test_what_comes_too_early_is_found_out(mistake: str) -> None:
     """By another result, or by one that depends on the order of threads."""
@@ -161,3 +224,9 @@ def test_what_comes_too_early_is_found_out(mistake: str) -> None:
 def test_products_have_to_be_waited_for() -> None:
     with pytest.raises(SimulatorError, match="returned without waiting"):
         product(*matrices(64, 80), mistake="kDoNotWait")
+
+
+def test_operands_lie_in_shared_memory() -> None:
+    """To the last byte: here B's last core matrix begins within it and ends beyond."""
+    with pytest.raises(SimulatorError, match=r"byte 8240 of shared memory \(8256 bytes\)"):
+        product(*matrices(64, 80), mistake="kReachTooFar")

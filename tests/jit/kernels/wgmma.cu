@@ -10,7 +10,7 @@ namespace {
 
 using namespace convsmith;
 
-enum Deed : std::int64_t { kNone, kReleaseTooEarly, kReadTooEarly, kDoNotWait };
+enum Deed : std::int64_t { kNone, kReleaseTooEarly, kReadTooEarly, kDoNotWait, kReachTooFar };
 
 struct Problem {
     std::int64_t columns, terms, is_bfloat16, a_is_mn_major, b_is_mn_major, deed;
@@ -70,7 +70,8 @@ __global__ void __launch_bounds__(256, 1)
         ptx::mbarrier_wait(full + stage, parity);
         const T* from = stages + stage * kStage;
         const auto a_there = ptx::matrix_descriptor(from, 128, 256);
-        const auto b_there = ptx::matrix_descriptor(from + ptx::kWgmmaRows * kTerms, 128, 256);
+        const auto b_there = ptx::matrix_descriptor(from + ptx::kWgmmaRows * kTerms, 128,
+                                                    problem.deed == kReachTooFar ? 272 : 256);
         ptx::wgmma_fence();
         ptx::wgmma<T, kColumns, kA, kB>(sums, a_there, b_there, step > 0);
         ptx::wgmma_commit_group();

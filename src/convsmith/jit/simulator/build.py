@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 _HERE = Path(__file__).parent
 _KERNEL_HEADER = "simulator.h"
 _HEADERS = (_KERNEL_HEADER, "scheduler.h", "memory.h")
-_RUNTIME = ("scheduler.cpp", "memory.cpp", "driver.cpp")
+_RUNTIME = ("scheduler.cpp", "memory.cpp", "tensor_core.cpp", "driver.cpp")
 
 # The file a kernel's text is compiled from, as the sanitizers' reports name it.
 KERNEL_FILE = "kernel.cu"
@@ -45,7 +45,7 @@ _KERNEL_FLAGS = (
     "-Wno-unknown-pragmas",
 )
 # The runtime is not checked itself, and joins kernels in one piece.
-_RUNTIME_FLAGS = ("-O2", "-r", "-nostdlib")
+_RUNTIME_FLAGS = ("-O3", "-r", "-nostdlib")
 
 
 def executable(source: KernelSource) -> Path:

@@ -12,7 +12,7 @@
 #define __global__
 #define __device__
 #define __host__
-#define __forceinline__ inline __attribute__((always_inline))
+#define __forceinline__ inline
 #define __launch_bounds__(...)
 
 struct uint3 {
@@ -178,6 +178,34 @@ inline __nv_bfloat16 __float2bfloat16_rn(float value) {
         static_cast<std::uint16_t>(is_nan ? 0x7fff : (bits + 0x7fffu + (bits >> 16 & 1u)) >> 16);
     return rounded;
 }
+
+namespace convsmith::simulator {
+
+// What tensor cores read of a 16-bit type: 8 rows or columns by 8 terms, or the other way round.
+template <typename T>
+struct alignas(16) CoreMatrix {
+    T values[64];
+};
+
+// A row or a column of 16 terms, taken apart: significands in units of 2**-10, and the exponents
+// that tensor cores see. A subnormal has the least one.
+inline constexpr int kTerms = 16;
+template <typename T>
+struct Terms {
+    T values[kTerms];
+    std::int16_t significands[kTerms], exponents[kTerms];
+};
+
+// The row or column whose terms begin at `first` in each core matrix, `stride` apart.
+template <typename T>
+Terms<T> terms_of(const CoreMatrix<T> (&cores)[kTerms / 8], int first, int stride);
+
+// sum + a * b, as tensor cores add: exact products and the sum are aligned to the largest exponent
+// and cut off after 25 fractional bits, and so is the result, to float32.
+template <typename T>
+float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b);
+
+}  // namespace convsmith::simulator
 
 namespace convsmith {
 

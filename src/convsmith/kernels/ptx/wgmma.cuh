@@ -8,7 +8,6 @@
 // where i counts rows of A or columns of B, and k the terms of the sum.
 #pragma once
 
-#include <climits>
 #include <type_traits>
 
 #include "element.cuh"
@@ -55,52 +54,21 @@ __device__ __forceinline__ std::uint64_t moved(std::uint64_t descriptor, int vec
 // Before the first wgmma, and where registers that it adds to were written otherwise.
 inline void wgmma_fence() {}
 
+// The 16 terms of row or column `i` of an operand.
 template <Major kMajor, typename T>
-float element_of(std::uint64_t descriptor, int i, int k) {
+simulator::Terms<T> terms_of(std::uint64_t descriptor, int i) {
     const auto field = [descriptor](int bit) {
         return static_cast<int>(descriptor >> bit & 0x3fff) * 16;
     };
-    const int within = kMajor == Major::kK ? i % 8 * 8 + k % 8 : k % 8 * 8 + i % 8;
     const auto* start = static_cast<const unsigned char*>(simulator::shared_memory()) + field(0);
-    const auto* core = start + i / 8 * field(32) + k / 8 * field(16);
-    return Element<T>::widen(reinterpret_cast<const T*>(core)[within]);
-}
-
-// A value of 16 bits, and the exponent that the tensor cores see: a subnormal has the least one.
-struct Operand {
-    float value;
-    int exponent;
-};
-template <typename T>
-Operand operand(float value) {
-    const int least = std::is_same_v<T, __half> ? -14 : -126;
-    const int exponent = value == 0 || !std::isfinite(value) ? least : std::ilogb(value);
-    return {value, exponent < least ? least : exponent};
-}
-
-// sum + a * b, as the tensor cores add: exact products and the sum are aligned to the largest
-// exponent and cut off after 25 fractional bits, and so is the result, to float32 (MMA-Sim, arXiv
-// 2511.10909).
-inline float truncated_sum(float sum, const Operand (&a)[kWgmmaTerms],
-                           const Operand (&b)[kWgmmaTerms]) {
-    int largest = sum == 0 ? INT_MIN : std::ilogb(sum);
-    double exact = sum;
-    for (int k = 0; k < kWgmmaTerms; ++k) {
-        const int exponent = a[k].exponent + b[k].exponent;
-        const double product = double{a[k].value} * b[k].value;
-        if (product != 0 && exponent > largest) largest = exponent;
-        exact += product;
+    using CoreMatrix = simulator::CoreMatrix<T>;
+    CoreMatrix cores[kWgmmaTerms / 8];
+    for (int k = 0; k < kWgmmaTerms / 8; ++k) {
+        const auto* core = start + i / 8 * field(32) + k * field(16);
+        cores[k] = *reinterpret_cast<const CoreMatrix*>(core);
     }
-    if (largest == INT_MIN || !std::isfinite(exact)) return static_cast<float>(exact);
-    const double bits = std::ldexp(1.0, 25 - largest);
-    double total = std::trunc(sum * bits);
-    for (int k = 0; k < kWgmmaTerms; ++k) {
-        total += std::trunc(double{a[k].value} * b[k].value * bits);
-    }
-    total /= bits;
-    const auto nearest = static_cast<float>(total);
-    if (std::isinf(nearest) || std::fabs(nearest) <= std::fabs(total)) return nearest;
-    return std::nextafter(nearest, 0.0f);
+    constexpr bool kIsKMajor = kMajor == Major::kK;
+    return simulator::terms_of(cores, i % 8 * (kIsKMajor ? 8 : 1), kIsKMajor ? 1 : 8);
 }
 
 // sums = A * B, or sums + A * B if it `accumulates`, for kColumns columns of B. The operands are
@@ -110,22 +78,14 @@ template <typename T, int kColumns, Major kA = Major::kK, Major kB = Major::kK>
 void wgmma(float (&sums)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool accumulates) {
     const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
     simulator::put_off([&sums, a, b, accumulates, thread] {
-        Operand rows[2][kWgmmaTerms], columns[2][kWgmmaTerms];
-        for (int k = 0; k < kWgmmaTerms; ++k) {
-            for (int half = 0; half < 2; ++half) {
-                rows[half][k] = operand<T>(element_of<kA, T>(a, fragment_row(thread, 2 * half), k));
-            }
+        simulator::Terms<T> rows[2], columns[2];
+        for (int half = 0; half < 2; ++half) {
+            rows[half] = terms_of<kA, T>(a, fragment_row(thread, 2 * half));
         }
         for (int i = 0; i < kColumns / 2; ++i) {
-            if (i % 4 == 0) {
-                for (int k = 0; k < kWgmmaTerms; ++k) {
-                    for (int odd = 0; odd < 2; ++odd) {
-                        columns[odd][k] =
-                            operand<T>(element_of<kB, T>(b, fragment_column(thread, i + odd), k));
-                    }
-                }
-            }
-            sums[i] = truncated_sum(accumulates ? sums[i] : 0, rows[i / 2 % 2], columns[i % 2]);
+            if (i % 4 < 2) columns[i % 2] = terms_of<kB, T>(b, fragment_column(thread, i));
+            sums[i] = simulator::truncated_sum(accumulates ? sums[i] : 0, rows[i / 2 % 2],
+                                               columns[i % 2]);
         }
     });
 }
