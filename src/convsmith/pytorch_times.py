@@ -15,6 +15,7 @@ _FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
 _H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
 _CONVERTING_BEGINS_MS = 0.008  # kernels that follow one another
 _MANY_CHANNELS = 128
+_LARGE_PLANE = 2**20
 
 
 def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
@@ -38,7 +39,7 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
         conversion_ms = _conversion_ms(spec, ceilings)
         if conversion_ms > 0:
             how += ", converted to channels_last and back"
-        return max(traffic_ms, compute_ms) + conversion_ms, how
+        return max(traffic_ms / _traffic_share(spec), compute_ms) + conversion_ms, how
     share, algorithm = _cudnn_float32_share(spec)
     compute_ms = giga_operations / (share * ceilings.fp32_TFLOPs)
     return max(traffic_ms, compute_ms), f"cuDNN, {algorithm}"
@@ -93,6 +94,18 @@ def _tensor_core_share(spec: ConvSpec) -> float:
     if spec.stride != (1, 1) and _is_grad_input(spec):
         least = min(least, 0.015 * math.prod(spec.stride))
     return max(share, least)
+
+
+def _traffic_share(spec: ConvSpec) -> float:
+    """Of the copy rate, the best that is reached where traffic takes longest.
+
+    Less was measured of weight gradients of one tap, where planes are large or channels are few.
+    """
+    if spec.direction is not Direction.GRAD_WEIGHT or math.prod(spec.kernel_size) > 1:
+        return 1
+    if spec.groups == 1 and min(spec.in_channels, spec.out_channels) < 24:
+        return 0.35
+    return 0.7 if math.prod(spec.output_size) >= _LARGE_PLANE else 1
 
 
 def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:

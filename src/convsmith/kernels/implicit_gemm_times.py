@@ -17,6 +17,7 @@ SHARE_OF_MEMORY = 0.85
 # as many pixels, where sums are short.
 TILE_OUTPUTS = 128 * 256
 SHORT_SUMS = 1.1  # times as long
+SHORT_SUMS_OF_PHASES = 1.3
 LONG_ROW = 128
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 SHARE_OF_RATE = 0.9
@@ -80,7 +81,7 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     if of_long:
         slower = SHORT_ROWS_OF_LONG if is_aligned(forward) else SHORT_ROWS_OF_LONG_UNALIGNED
     if configuration.short_sums:
-        slower *= SHORT_SUMS
+        slower *= SHORT_SUMS if forward.phases is None else SHORT_SUMS_OF_PHASES
     return (longest + OVERLAP * second) * slower
 
 
@@ -105,7 +106,7 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     else:
         time = STORE_SINGLE
     share = 0.5 if configuration.short_sums else 1
-    share *= filters_that_exist(forward, configuration)
+    share *= 0.25 + 0.75 * filters_that_exist(forward, configuration)  # few wait longer
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
