@@ -116,7 +116,9 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
     if spec.is_channels_last or math.prod(spec.kernel_size) == 1 or spec.groups > 1:
         return 0
     elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
-    slower = 1.25 if spec.dtype.itemsize == 2 else 1
+    slower = 1.0
+    if spec.dtype.itemsize == 2:
+        slower = 1.5 if spec.direction is Direction.GRAD_WEIGHT else 1.25
     copies_ms = slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
     return copies_ms + _CONVERTING_BEGINS_MS
 

@@ -14,7 +14,7 @@ from torch import Tensor
 import convsmith
 from convsmith import execute
 from convsmith.errors import KernelUnavailableError
-from convsmith.kernels import implicit_gemm
+from convsmith.kernels import implicit_gemm, implicit_gemm_tiles
 from convsmith.spec import Direction, Pair
 
 FAMILY = "implicit_gemm"
@@ -185,6 +185,18 @@ def test_inf_and_nan_reach_nothing_else(
     torch.testing.assert_close(
         y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
     )
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("columns", [133, 248, 263, 371])
+def test_tiles_of_rows_that_share_sectors(
+    columns: int, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Every row and channel begins elsewhere in a sector, and so do a tile's sectors."""
+    owning = tuple(shape for shape in implicit_gemm_tiles.SHAPES if shape.owns_sectors)
+    monkeypatch.setattr(implicit_gemm_tiles, "SHAPES", owning)
+    case = replace(ORDINARY, batch=1, size=(5, columns), padding=(0, 0), dtype=dtype)
+    assert errors(case, device) < LARGEST_ERROR["tf32"]
 
 
 def test_few_channels_from_any_address(device: str, precision: str) -> None:

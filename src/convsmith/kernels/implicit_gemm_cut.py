@@ -18,8 +18,8 @@ class Halves:
         columns: of a half: 8, and 16 rows; or 128, and one row.
         down, right: from the first half to the second; 0 where there is none.
         is_flat: a row of the output goes on in the next one, and a tile with it.
-        owns_sectors: a half stores its row up to where a sector begins that its neighbour stores
-            whole, for memory reads what is stored in part; so the two compute a sector twice.
+        owns_sectors: a half stores whole sectors of its row, with the first pixels of the next
+            half, for memory reads what is stored in part; so both compute those pixels.
     """
 
     columns: int

@@ -65,7 +65,7 @@ struct Problem {
     std::int64_t tiles[2];        // of outputs, down all images and across
     std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
-    std::int64_t owns_sectors;    // of what rows store: the last pixels of a half are its neighbour's
+    std::int64_t owns_sectors;    // of a row: its last pixels are the next tile's
     std::int64_t blocks;          // of the grid
     OutPhases out_phases;
 };

@@ -318,9 +318,10 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
 
 def can_own_sectors(forward: Forward) -> bool:
     """Whether tiles of long rows would store sectors in part that their neighbours could."""
+    if forward.phases is not None or forward.out_size[1] <= HALF:
+        return False
     *others, columns = forward.out_strides
-    aligned = all(step * forward.itemsize % SECTOR_BYTES == 0 for step in others)
-    return columns == 1 and not aligned and forward.phases is None and forward.out_size[1] > HALF
+    return columns == 1 and any(step * forward.itemsize % SECTOR_BYTES for step in others)
 
 
 def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:

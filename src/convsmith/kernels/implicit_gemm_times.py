@@ -44,14 +44,14 @@ OVERLAP = 0.5  # of the second longest of a tile's three parts
 def predicted_tiles_ms(
     spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
-    """Time of ``spec``: memory, or the tiles that a multiprocessor goes over, one after another."""
+    """Time of ``spec``: memory, or the tiles that a multiprocessor goes over one by one."""
     forward = forward_of(spec, configuration.apart)
     rate = ceilings.fp16_TFLOPs / multiprocessors / H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     last = store_us(forward, configuration)
-    tiles_ms = (rounds(forward, configuration) * tile_us(forward, configuration, rate) + last) / 1e3
+    tiles_us = rounds(forward, configuration) * tile_us(forward, configuration, rate) + last
     memory_ms = spec.bytes_moved / (SHARE_OF_MEMORY * ceilings.copy_TBps * 1e9)
     terms = forward.channels * math.prod(forward.kernel)
-    return max(tiles_ms, memory_ms) + BEGIN_AND_END_MS + PACK_MS_PER_TERM * terms
+    return max(tiles_us / 1e3, memory_ms) + BEGIN_AND_END_MS + PACK_MS_PER_TERM * terms
 
 
 def rounds(forward: Forward, configuration: Configuration) -> int:
@@ -91,7 +91,7 @@ def share_that_meets(forward: Forward) -> float:
 
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
-    """Time of storing a tile, in the mean: of those of its filters that exist."""
+    """Time of storing a tile, in the mean: that of its filters that exist, and some waiting."""
     aligned = is_aligned(forward)
     phases = forward.phases
     if phases is not None and phases.fill_rows:
@@ -106,7 +106,7 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     else:
         time = STORE_SINGLE
     share = 0.5 if configuration.short_sums else 1
-    share *= 0.25 + 0.75 * filters_that_exist(forward, configuration)  # few wait longer
+    share *= 0.25 + 0.75 * filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 

@@ -18,6 +18,7 @@ MOST_LINES = 3  # in shared memory
 MOST_ROWS = 64
 MOST_LOADS = 6
 MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
+LOADING_WARPS = 4  # of a warpgroup
 LOADED_BYTES = 96 * 1024  # on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
 # By the number of products: of three, some registers are kept in memory, which the first-level
@@ -254,7 +255,7 @@ def attempt_lines(
     fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
     fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
     loaders = loading_warpgroups(geometry)
-    loading_warps = 4 * loaders
+    loading_warps = LOADING_WARPS * loaders
     for lines in range(MOST_LINES, 0, -1):
         rows = span + (lines - 1) * advance
         shared = fixed + lines * y_bytes + rows * x_bytes
@@ -312,7 +313,7 @@ def attempt_lines(
 
 
 def loading_warpgroups(geometry: WeightGeometry) -> int:
-    """Two where turning rows around takes longest, taps being taken apart, if registers suffice."""
+    """Two where taps are taken apart, so that it takes longest, if registers suffice."""
     few_sums = unit_columns(geometry) < 64 and geometry.products == 1
     return 2 if geometry.row_taps and few_sums else 1
 

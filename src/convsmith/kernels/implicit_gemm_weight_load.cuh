@@ -1,10 +1,10 @@
 // Rows of dy and of x on their way to shared memory, as 16-bit operands.
 //
-// A loading warp has every S::kLoadingWarps-th slice of the rows, of kVector channels. It copies the
-// rows of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead, whatever
-// row or line those belong to, and when they have arrived it turns them around: a lane takes a
-// pixel, reads its channels, rounds or splits them, and writes a vector. Of an unfolded slice of x
-// one channel is copied, and a lane reads what a filter row's taps meet.
+// A loading warp has every S::kLoadingWarps-th slice of the rows, of kVector channels. It copies
+// the rows of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead,
+// whatever row or line those belong to, and when they have arrived it turns them around: a lane
+// takes a pixel, reads its channels, rounds or splits them, and writes a vector. Of an unfolded
+// slice of x one channel is copied, and a lane reads what a filter row's taps meet.
 //
 // float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
 // all loading threads keep for as long as it suits; what they have brought for a line that it does

@@ -4,7 +4,11 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration, geometry_of
+from convsmith.kernels.implicit_gemm_weight_cut import (
+    LOADING_WARPS,
+    WeightConfiguration,
+    geometry_of,
+)
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
@@ -33,9 +37,10 @@ def line_us(configuration: WeightConfiguration) -> float:
     of_x *= configuration.advance
     vectors = of_y * line.y_pixels + of_x * configuration.phases * line.x_pixels
     slices = of_y + of_x
-    strided = configuration.phases > 1 or configuration.unfolds
+    strided = configuration.phases > 1 or (configuration.unfolds and configuration.loaders == 1)
     rate = LOADED_VECTORS[products] * (STRIDED_SHARE if strided else 1)
     load = vectors / rate + slices * line.segments / LOADED_SLICES
+    load *= -(-slices // LOADING_WARPS) * LOADING_WARPS / slices  # for the warp with the most
     if configuration.loads == 1:
         load *= WAITED_FOR
     longest, other = max(multiply, load), min(multiply, load)
