@@ -46,8 +46,8 @@ DEPTHWISE = (
 # Likewise of the implicit_gemm family, with the bytes that each may spill: counters and addresses
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
-    ("kb55", Direction.FORWARD, Precision.TF32, 24),
-    ("kb55", Direction.FORWARD, Precision.FLOAT32, 140),
+    ("kb55", Direction.FORWARD, Precision.TF32, 28),
+    ("kb55", Direction.FORWARD, Precision.FLOAT32, 152),
     ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
     ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
@@ -62,7 +62,7 @@ IMPLICIT_GEMM = (
     ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
     ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),
     ("rn50_l2_3x3s2", Direction.GRAD_WEIGHT, Precision.TF32, 8),
-    ("rn50_stem", Direction.GRAD_WEIGHT, Precision.TF32, 0),  # few channels
+    ("rn50_stem", Direction.GRAD_WEIGHT, Precision.TF32, 76),  # few channels
     ("kb50", Direction.GRAD_WEIGHT, Precision.FLOAT32, 68),  # likewise
 )
 LAYERS = {layer.name: layer for layer in CORE}
