@@ -25,12 +25,10 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 
 # What the record of the H100 is not complete and right in. The next record has to do without each.
 #
-# - Input gradients of the float32 class, and a forward. On operands of a wide range the largest
-#   error, of results that are one product or two, is up to 1.9 times cuDNN's: operands have 22
-#   bits, of cuDNN's 24. In two grouped ones, by the direct family, of sums of a few terms: by rms,
-#   1.15 times, and by the largest error, 1.03 times.
-# - Weight gradients that PyTorch runs, if any are named: its largest error against its own in
-#   another run, by another of cuDNN's algorithms.
+# All are input gradients of the float32 class, but for a forward. On operands of a wide range the
+# largest error, of results that are one product or two, is up to 1.9 times cuDNN's: operands have
+# 22 bits, of cuDNN's 24. In two grouped ones, by the direct family, of sums of a few terms: by
+# rms, 1.15 times, and by the largest error, 1.03 times.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": {
         "core kb55 grad_input float32 nchw: wrong: wide: largest error 2.77e-07, at most 2.24e-07",

@@ -15,6 +15,7 @@ import convsmith
 from convsmith import execute
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import implicit_gemm, implicit_gemm_tiles
+from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.spec import Direction, Pair
 
 FAMILY = "implicit_gemm"
@@ -196,6 +197,9 @@ def test_tiles_of_rows_that_share_sectors(
     owning = tuple(shape for shape in implicit_gemm_tiles.SHAPES if shape.owns_sectors)
     monkeypatch.setattr(implicit_gemm_tiles, "SHAPES", owning)
     case = replace(ORDINARY, batch=1, size=(5, columns), padding=(0, 0), dtype=dtype)
+    configuration = implicit_gemm.configure(case.specs()[Direction.FORWARD], 132)
+    assert isinstance(configuration, Configuration)
+    assert configuration.shape.owns_sectors
     assert errors(case, device) < LARGEST_ERROR["tf32"]
 
 
