@@ -14,6 +14,7 @@ from convsmith.spec import ConvSpec, Direction, Precision
 _FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
 _H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
 _CONVERTING_BEGINS_MS = 0.008  # kernels that follow one another
+_CONVERTED_BEGINS_MS = 0.010  # and the convolution, of what they have brought
 _MANY_CHANNELS = 128
 _LARGE_PLANE = 2**20
 
@@ -120,7 +121,10 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
     if spec.dtype.itemsize == 2:
         slower = 1.5 if spec.direction is Direction.GRAD_WEIGHT else 1.25
     copies_ms = slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
-    return copies_ms + _CONVERTING_BEGINS_MS
+    begins_ms = _CONVERTING_BEGINS_MS
+    if spec.direction is not Direction.GRAD_WEIGHT:
+        begins_ms += _CONVERTED_BEGINS_MS
+    return copies_ms + begins_ms
 
 
 def _depthwise_ms(spec: ConvSpec) -> float:

@@ -27,6 +27,7 @@ MOST_PATCH_COLUMNS = 2**16
 LEAST_GROUP_CHANNELS = 8
 LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 288}  # terms
 SMALL_PLANE = 32  # rows and columns
+MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
@@ -166,7 +167,7 @@ def attempt(
         patch_stages=rings.patch_stages,
         weight_stages=rings.weight_stages,
         weights_stay=rings.weights_stay,
-        stores_in_turn=shape.is_narrow and splits_filters and itemsize == 4,
+        stores_in_turn=stores_in_turn(forward, splits_filters, shape),
         stores_pairs=stores_pairs(forward, shape),
         stores_runs=stores_runs(forward, shape),
         stage_taps=taps.of_stage,
@@ -316,9 +317,21 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
     return not shape.is_narrow and of_column == 1 and goes_on
 
 
+def stores_in_turn(forward: Forward, splits_filters: bool, shape: Halves) -> bool:
+    """Whether warpgroups had better store in turn, as measured: short rows, each its filters'."""
+    return (
+        shape.is_narrow and splits_filters and forward.itemsize == 4 and forward.phases is None
+    )
+
+
 def can_own_sectors(forward: Forward) -> bool:
-    """Whether tiles of long rows would store sectors in part that their neighbours could."""
+    """Whether tiles of long rows would store sectors in part that their neighbours could.
+
+    Storing has to be what takes longest: sums of few terms.
+    """
     if forward.phases is not None or forward.out_size[1] <= HALF:
+        return False
+    if forward.terms > MOST_TERMS_OF_OWNED:
         return False
     *others, columns = forward.out_strides
     return columns == 1 and any(step * forward.itemsize % SECTOR_BYTES for step in others)

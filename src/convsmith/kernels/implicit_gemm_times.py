@@ -18,6 +18,9 @@ SHARE_OF_MEMORY = 0.85
 TILE_OUTPUTS = 128 * 256
 SHORT_SUMS = 1.1  # times as long
 SHORT_SUMS_OF_PHASES = 1.3
+# Of phases, where warpgroups have filters of their own: row phases apart, and tall tiles.
+APART = 0.94
+TALL_PHASES = 0.95
 LONG_ROW = 128
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 SHARE_OF_RATE = 0.9
@@ -79,7 +82,11 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
     slower = 1.0
     if of_long:
-        slower = SHORT_ROWS_OF_LONG if is_aligned(forward) else SHORT_ROWS_OF_LONG_UNALIGNED
+        aligned = is_aligned(forward) and forward.itemsize == 4
+        slower = SHORT_ROWS_OF_LONG if aligned else SHORT_ROWS_OF_LONG_UNALIGNED
+    if forward.phases is not None and configuration.splits_filters:
+        slower *= APART if configuration.apart else 1
+        slower *= TALL_PHASES if configuration.shape.down > 1 else 1
     if configuration.short_sums:
         slower *= SHORT_SUMS if forward.phases is None else SHORT_SUMS_OF_PHASES
     return (longest + OVERLAP * second) * slower
