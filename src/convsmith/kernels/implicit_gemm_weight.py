@@ -79,5 +79,6 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
     flags = (line.segments > 1, configuration.is_plain, configuration.unfolds)
     kinds = (str(kind).lower() for kind in flags)
     loading = (configuration.loads, configuration.loaders)
-    what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading)))
+    shares_filters = str(configuration.unit_filters == 1 or configuration.slots == 1).lower()
+    what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading), shares_filters))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

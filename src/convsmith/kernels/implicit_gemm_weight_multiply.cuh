@@ -118,6 +118,16 @@ class WeightMultiplier {
         for (int i = 0; i < kValues; ++i) sums_[slot][i] *= factor;
     }
 
+    // Where the first pixel of this warp's 16 filters is.
+    __device__ __forceinline__ const unsigned char* own_filters(int slot, int stage) const {
+        const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+        return shared_ + parts_.y + stage * parts_.y_bytes +
+               (places(slot).y + warp * (16 / kVector) * S::kPixels) * 16;
+    }
+    static __device__ __forceinline__ void read_filters(ptx::Fragments& filters,
+                                                        const unsigned char* from, int pixel) {
+        ptx::ldmatrix_x4_trans(filters, from + pixel * 16, S::kPixels * 16);
+    }
     // Operands' places are the same for all lanes, which the compiler does not see: it would keep
     // each wgmma's in registers of every thread.
     __device__ __forceinline__ std::uint64_t filters(int slot, int stage) const {
@@ -132,29 +142,44 @@ class WeightMultiplier {
             kVector * 16, WeightShared<S>::pixels_of_x(problem_) * 16);
     }
 
-    static __device__ __forceinline__ void multiply_by(float (&sums)[kValues], std::uint64_t a,
+    // Of filters in shared memory, or in registers.
+    template <typename Filters>
+    static __device__ __forceinline__ void multiply_by(float (&sums)[kValues], const Filters& a,
                                                        std::uint64_t b, bool accumulates) {
-        ptx::wgmma<Operand, S::kColumns, ptx::Major::kMN, ptx::Major::kMN>(sums, a, b, accumulates);
+        using ptx::Major;
+        if constexpr (std::is_same_v<Filters, ptx::Fragments>) {
+            ptx::wgmma<Operand, S::kColumns, Major::kMN>(sums, a, b, accumulates);
+        } else {
+            ptx::wgmma<Operand, S::kColumns, Major::kMN, Major::kMN>(sums, a, b, accumulates);
+        }
     }
 
-    // Adds a line's products to the sums, as the tensor cores do.
+    // Adds a line's products to the sums, as the tensor cores do. Filters come from registers: from
+    // shared memory, each unit's products would read them once more, and leave none of its rate to
+    // those who load.
     __device__ __forceinline__ void add_line(int stage) {
-        std::uint64_t a[S::kSlots], b[S::kSlots];
+        constexpr int kKinds = S::kSharesFilters ? 1 : S::kSlots;  // of the slots' filters
+        const unsigned char* a[kKinds];
+        std::uint64_t b[S::kSlots];
 #pragma unroll
-        for (int slot = 0; slot < S::kSlots; ++slot) {
-            a[slot] = filters(slot, stage);
-            b[slot] = channels(slot, stage);
-        }
-        ptx::wgmma_fence();
+        for (int kind = 0; kind < kKinds; ++kind) a[kind] = own_filters(kind, stage);
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) b[slot] = channels(slot, stage);
+        ptx::Fragments fragments[2][kKinds];  // by turns: products go on while others are read
 #pragma unroll
         for (int pixel = 0; pixel < S::kPixels; pixel += ptx::kWgmmaTerms) {
+            auto& of_pixels = fragments[pixel / ptx::kWgmmaTerms % 2];
+#pragma unroll
+            for (int kind = 0; kind < kKinds; ++kind) read_filters(of_pixels[kind], a[kind], pixel);
+            ptx::wgmma_fence();
 #pragma unroll
             for (int slot = 0; slot < S::kSlots; ++slot) {
-                multiply_by(sums_[slot], ptx::moved(a[slot], pixel), ptx::moved(b[slot], pixel),
-                            true);
+                multiply_by(sums_[slot], of_pixels[S::kSharesFilters ? 0 : slot],
+                            ptx::moved(b[slot], pixel), true);
             }
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<1>();
         }
-        ptx::wgmma_commit_group();
         ptx::wgmma_wait_group<0>();
     }
 

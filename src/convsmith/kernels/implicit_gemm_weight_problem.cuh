@@ -60,7 +60,7 @@ struct Tensors {
 // several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of dy
 // and, unless it is unfolded, of x, it is plain.
 template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
-          bool kIsPlain_, bool kUnfolds_, int kLoads_, int kLoaders_>
+          bool kIsPlain_, bool kUnfolds_, int kLoads_, int kLoaders_, bool kSharesFilters_>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -70,6 +70,7 @@ struct WeightGradient {
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
     static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_, kUnfolds = kUnfolds_;
+    static constexpr bool kSharesFilters = kSharesFilters_;  // the units of a warpgroup do
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;

@@ -12,6 +12,7 @@
 
 #include "element.cuh"
 #include "launch.cuh"
+#include "ptx/ldmatrix.cuh"
 
 namespace convsmith::ptx {
 
@@ -86,6 +87,35 @@ void wgmma(float (&sums)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool a
             if (i % 4 < 2) columns[i % 2] = terms_of<kB, T>(b, fragment_column(thread, i));
             sums[i] = simulator::truncated_sum(accumulates ? sums[i] : 0, rows[i / 2 % 2],
                                                columns[i % 2]);
+        }
+    });
+}
+
+// The same with A in registers: each warp's 16 rows. They may not change until the thread has
+// waited.
+template <typename T, int kColumns, Major kB = Major::kK>
+void wgmma(float (&sums)[kColumns / 2], const Fragments& a, std::uint64_t b, bool accumulates) {
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+    simulator::CoreMatrix<T> cores[2][kWgmmaTerms / 8];  // of a row of a's each, and its terms
+    for (int other = 0; other < 4; ++other) {
+        for (int i = 0; i < 4; ++i) {
+            const auto pair = static_cast<unsigned>(simulator::exchange(a[i], other, 0));
+            T* terms = cores[i % 2][i / 2].values + (thread ^ other) % 4 * 2;
+            std::memcpy(terms, &pair, sizeof(pair));
+        }
+    }
+    simulator::Terms<T> rows[2];
+    for (int half = 0; half < 2; ++half) rows[half] = simulator::terms_of(cores[half], 0, 1);
+    Fragments begun_with;
+    std::memcpy(begun_with, a, sizeof(a));
+    simulator::put_off([&sums, &a, b, accumulates, thread, rows, begun_with] {
+        const bool is_same = std::memcmp(begun_with, a, sizeof(a)) == 0;
+        simulator::Terms<T> columns[2];
+        for (int i = 0; i < kColumns / 2; ++i) {
+            if (i % 4 < 2) columns[i % 2] = terms_of<kB, T>(b, fragment_column(thread, i));
+            const float sum = accumulates ? sums[i] : 0;
+            sums[i] = is_same ? simulator::truncated_sum(sum, rows[i / 2 % 2], columns[i % 2])
+                              : std::numeric_limits<float>::quiet_NaN();
         }
     });
 }
@@ -170,6 +200,42 @@ __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t
     }
 }
 
+#define CONVSMITH_WGMMA_OF_REGISTERS(columns, type, names, a, b, flag, major_b, ...)       \
+    asm volatile("{.reg .pred p; setp.ne.b32 p, " flag                                     \
+                 ", 0; wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
+                 " {" names "}, {" a "}, " b ", p, 1, 1, " major_b ";}"                    \
+                 : __VA_ARGS__                                                             \
+                 : "r"(a_values[0]), "r"(a_values[1]), "r"(a_values[2]), "r"(a_values[3]), \
+                   "l"(b_bits), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kB)))
+
+template <typename T, int kColumns, Major kB = Major::kK>
+__device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], const Fragments& a_values,
+                                      std::uint64_t b_bits, bool accumulates) {
+    static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64);
+    constexpr bool kIsHalf = std::is_same_v<T, __half>;
+    static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
+    if constexpr (kColumns == 16 && kIsHalf) {
+        CONVSMITH_WGMMA_OF_REGISTERS("16", "f16", CONVSMITH_NAMES_8, "%8, %9, %10, %11", "%12",
+                                     "%13", "%14", CONVSMITH_BIND_8(0));
+    } else if constexpr (kColumns == 16) {
+        CONVSMITH_WGMMA_OF_REGISTERS("16", "bf16", CONVSMITH_NAMES_8, "%8, %9, %10, %11", "%12",
+                                     "%13", "%14", CONVSMITH_BIND_8(0));
+    } else if constexpr (kColumns == 32 && kIsHalf) {
+        CONVSMITH_WGMMA_OF_REGISTERS("32", "f16", CONVSMITH_NAMES_16, "%16, %17, %18, %19", "%20",
+                                     "%21", "%22", CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    } else if constexpr (kColumns == 32) {
+        CONVSMITH_WGMMA_OF_REGISTERS("32", "bf16", CONVSMITH_NAMES_16, "%16, %17, %18, %19", "%20",
+                                     "%21", "%22", CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    } else if constexpr (kIsHalf) {
+        CONVSMITH_WGMMA_OF_REGISTERS("64", "f16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
+                                     "%37", "%38", CONVSMITH_BIND_32(0));
+    } else {
+        CONVSMITH_WGMMA_OF_REGISTERS("64", "bf16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
+                                     "%37", "%38", CONVSMITH_BIND_32(0));
+    }
+}
+
+#undef CONVSMITH_WGMMA_OF_REGISTERS
 #undef CONVSMITH_WGMMA
 #undef CONVSMITH_BIND_32
 #undef CONVSMITH_BIND_8
