@@ -117,16 +117,28 @@ def test_a_misaligned_run_is_caught(run_bytes: int) -> None:
 
 
 PRODUCT = toy("wgmma")
-MISTAKES = ("kNone", "kReleaseTooEarly", "kReadTooEarly", "kDoNotWait", "kReachTooFar")
+MISTAKES = (
+    "kNone",
+    "kReleaseTooEarly",
+    "kReadTooEarly",
+    "kDoNotWait",
+    "kReachTooFar",
+    "kOverwriteTooEarly",
+)
 
 
 def product(
-    a: Tensor, b: Tensor, majors: tuple[str, str] = ("k", "k"), mistake: str = "kNone"
+    a: Tensor,
+    b: Tensor,
+    majors: tuple[str, str] = ("k", "k"),
+    mistake: str = "kNone",
+    a_in_registers: bool = False,
 ) -> Tensor:
     """A * B of 16-bit matrices, by one warpgroup of what another one brings."""
     out = torch.full((64, b.shape[1]), torch.nan)
     numbers = (b.shape[1], a.shape[1], a.dtype is torch.bfloat16)
-    problem = struct.pack("6q", *numbers, *(one == "mn" for one in majors), MISTAKES.index(mistake))
+    kinds = (*(one == "mn" for one in majors), a_in_registers)
+    problem = struct.pack("7q", *numbers, *kinds, MISTAKES.index(mistake))
     given = [buffer(a), buffer(b), buffer(out, writable=True)]
     simulator.run(PRODUCT, problem, given, time_limit=60)
     return out
@@ -144,6 +156,19 @@ def test_a_warpgroup_multiplies(columns: int, dtype: torch.dtype, majors: tuple[
     torch.testing.assert_close(
         product(a, b, majors).double(), a.double() @ b.double(), rtol=0, atol=1e-5
     )
+
+
+@pytest.mark.parametrize("b_major", ["k", "mn"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+def test_a_warpgroup_multiplies_what_is_in_its_registers(dtype: torch.dtype, b_major: str) -> None:
+    a, b = matrices(64, 80, dtype)
+    ours = product(a, b, ("mn", b_major), a_in_registers=True)
+    assert torch.equal(ours, product(a, b, ("mn", b_major)))
+
+
+def test_registers_that_are_overwritten_too_early_are_found_out() -> None:
+    mistake = "kOverwriteTooEarly"
+    assert product(*matrices(64, 32), ("mn", "k"), mistake, a_in_registers=True).isnan().all()
 
 
 def exponents(values: Tensor, least: int = -1000) -> Tensor:

@@ -80,7 +80,7 @@ class Configuration:
         ahead: groups of vectors that a loading thread has on their way.
         patch_stages, weight_stages, stage_taps: of the rings in shared memory.
         weights_stay: the ring of weights holds all of them.
-        stores_in_turn: the warpgroups do, where storing takes longer than multiplying.
+        stores_in_turn: the warpgroups do, so that one multiplies meanwhile.
         met_taps: of a tile, in the mean, with those that fill its last stage.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
         tiles: of outputs, down all images and across.

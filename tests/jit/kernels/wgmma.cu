@@ -1,6 +1,6 @@
 // One warpgroup multiplies what another one brings, stage by stage:
 //   out (64 x columns, float32) = A (64 x terms) * B (terms x columns).
-// Either operand is brought K-major or MN-major. `deed` plants a mistake.
+// Either operand is brought K-major or MN-major; A may go on to registers. `deed` plants a mistake.
 #include "ptx/bulk_copy.cuh"
 #include "ptx/mbarrier.cuh"
 #include "ptx/warpgroup.cuh"
@@ -10,10 +10,17 @@ namespace {
 
 using namespace convsmith;
 
-enum Deed : std::int64_t { kNone, kReleaseTooEarly, kReadTooEarly, kDoNotWait, kReachTooFar };
+enum Deed : std::int64_t {
+    kNone,
+    kReleaseTooEarly,
+    kReadTooEarly,
+    kDoNotWait,
+    kReachTooFar,
+    kOverwriteTooEarly
+};
 
 struct Problem {
-    std::int64_t columns, terms, is_bfloat16, a_is_mn_major, b_is_mn_major, deed;
+    std::int64_t columns, terms, is_bfloat16, a_is_mn_major, b_is_mn_major, a_in_registers, deed;
 };
 
 constexpr int kStages = 2, kTerms = ptx::kWgmmaTerms;
@@ -31,7 +38,7 @@ __device__ void bring(T* stage, const T* from, int rows, std::int64_t row_stride
     }
 }
 
-template <typename T, int kColumns, ptx::Major kA, ptx::Major kB>
+template <typename T, int kColumns, ptx::Major kA, ptx::Major kB, bool kInRegisters = false>
 __global__ void __launch_bounds__(256, 1)
     multiply(Problem problem, const T* a, const T* b, float* out) {
     constexpr int kStage = (ptx::kWgmmaRows + kColumns) * kTerms;
@@ -72,9 +79,18 @@ __global__ void __launch_bounds__(256, 1)
         const auto a_there = ptx::matrix_descriptor(from, 128, 256);
         const auto b_there = ptx::matrix_descriptor(from + ptx::kWgmmaRows * kTerms, 128,
                                                     problem.deed == kReachTooFar ? 272 : 256);
+        ptx::Fragments fragments;
+        if constexpr (kInRegisters) {
+            ptx::ldmatrix_x4_trans(fragments, from + thread / 32 * 16 * kTerms, 256);
+        }
         ptx::wgmma_fence();
-        ptx::wgmma<T, kColumns, kA, kB>(sums, a_there, b_there, step > 0);
+        if constexpr (kInRegisters) {
+            ptx::wgmma<T, kColumns, kB>(sums, fragments, b_there, step > 0);
+        } else {
+            ptx::wgmma<T, kColumns, kA, kB>(sums, a_there, b_there, step > 0);
+        }
         ptx::wgmma_commit_group();
+        if (problem.deed == kOverwriteTooEarly) fragments[1] ^= 1;
         if (problem.deed == kReleaseTooEarly) ptx::mbarrier_arrive(empty + stage);
         if (problem.deed == kReadTooEarly && step + 1 == steps) sums[0] += 1;
         if (problem.deed != kDoNotWait && problem.deed != kReleaseTooEarly) {
@@ -92,11 +108,17 @@ __global__ void __launch_bounds__(256, 1)
 template <typename T, int kColumns>
 const char* run(const Problem& problem, const std::uintptr_t* addresses, std::uintptr_t stream) {
     using ptx::Major;
-    const auto kernel = problem.a_is_mn_major ? problem.b_is_mn_major
-                                                    ? multiply<T, kColumns, Major::kMN, Major::kMN>
-                                                    : multiply<T, kColumns, Major::kMN, Major::kK>
-                        : problem.b_is_mn_major ? multiply<T, kColumns, Major::kK, Major::kMN>
-                                                : multiply<T, kColumns, Major::kK, Major::kK>;
+    auto kernel = problem.a_is_mn_major   ? problem.b_is_mn_major
+                                                ? multiply<T, kColumns, Major::kMN, Major::kMN>
+                                                : multiply<T, kColumns, Major::kMN, Major::kK>
+                  : problem.b_is_mn_major ? multiply<T, kColumns, Major::kK, Major::kMN>
+                                          : multiply<T, kColumns, Major::kK, Major::kK>;
+    if constexpr (kColumns <= 64) {
+        if (problem.a_in_registers) {
+            kernel = problem.b_is_mn_major ? multiply<T, kColumns, Major::kMN, Major::kMN, true>
+                                           : multiply<T, kColumns, Major::kMN, Major::kK, true>;
+        }
+    }
     const std::size_t bytes = 64 + kStages * (ptx::kWgmmaRows + kColumns) * kTerms * sizeof(T);
     return launch(kernel, dim3(1), dim3(256), bytes, stream, problem,
                   reinterpret_cast<const T*>(addresses[0]),
