@@ -102,47 +102,34 @@ class Multiplier {
                                       128);
     }
 
-    // The same, where this warp's 16 filters are.
-    __device__ __forceinline__ const unsigned char* own_filters() const {
-        const int parity = problem_.weights_stay ? 0 : weight_.parity;
-        ptx::mbarrier_wait(head_.weights_full[ring_of_weights_] + weight_.stage, parity);
-        const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
-        return weights_ + weight_.stage * S::kStageBytes + warp * 16 * 16;
-    }
-
-    // Adds the products of a patch to the sums, as the tensor cores do. Weights come from
-    // registers: both halves' products share them, and shared memory serves those who load
-    // meanwhile.
+    // Adds the products of a patch to the sums, as the tensor cores do.
     __device__ __forceinline__ void add_patch(const Taps& taps) {
-        // Fragments take turns: products of some go on while the next ones are read, those of the
-        // next stage, too.
-        constexpr int kTurns = kStageTerms % 2 == 0 ? 2 : 3;
-        static_assert(kStageTerms == 1 || (kStageTerms - 1) % kTurns != 0);
-        ptx::Fragments fragments[kTurns];
+        int done = -1;  // the stage of weights whose products may still be on their way
 #pragma unroll 1
         for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
-            const unsigned char* a = own_filters();
-            if constexpr (kStageTerms == 1) ptx::wgmma_wait_group<0>();
+            const std::uint64_t a = filters();
+            ptx::wgmma_fence();
 #pragma unroll
-            for (int term = 0; term < kStageTerms; ++term) {
-                const int t = term / S::kSteps, step = term % S::kSteps;
-                auto& of_term = fragments[term % kTurns];
-                ptx::ldmatrix_x4(of_term, a + (t * kTapVectors + filters_at(step)) * 16,
-                                 kRowsOfBlock * 16);
-                const int shift = head_.tap_shifts[tap + t] + pixels_at(step);
-                ptx::wgmma_fence();
+            for (int half = 0; half < S::kHalves; ++half) {
 #pragma unroll
-                for (int half = 0; half < S::kHalves; ++half) {
-                    ptx::wgmma<Operand, kHalf>(sums[half], of_term,
-                                               ptx::moved(pixels_of(half), shift), true);
+                for (int t = 0; t < S::kStageTaps; ++t) {
+                    const int shift = head_.tap_shifts[tap + t];
+#pragma unroll
+                    for (int step = 0; step < S::kSteps; ++step) {
+                        ptx::wgmma<Operand, kHalf>(
+                            sums[half], ptx::moved(a, t * kTapVectors + filters_at(step)),
+                            ptx::moved(pixels_of(half), shift + pixels_at(step)), true);
+                    }
                 }
-                ptx::wgmma_commit_group();
-                if (term == kStageTerms - 1) release_weights(weight_.stage);
-                ptx::wgmma_wait_group<1>();
             }
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<1>();
+            if (done >= 0) release_weights(done);
+            done = weight_.stage;
             weight_.advance(static_cast<int>(problem_.weight_stages));
         }
         ptx::wgmma_wait_group<0>();
+        release_weights(done);
         release_patch();
     }
 

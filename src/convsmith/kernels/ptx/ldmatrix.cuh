@@ -6,25 +6,14 @@
 
 namespace convsmith::ptx {
 
-// A thread's elements of 16 rows by 16 terms of an operand A, as wgmma takes them from registers:
-// two neighbours of terms each, of
+// A thread's elements of 16 rows by 16 terms of an MN-major operand A, as wgmma takes them from
+// registers: two neighbours of terms each, of
 //   rows 0 to 7, terms 0 to 7;  rows 8 to 15, terms 0 to 7;  and terms 8 to 15, likewise
 using Fragments = unsigned[4];
 
-// Fragments of a matrix that begins at `start`, a multiple of 16 bytes, of which the warp's lanes
-// have the same one. Element (row, k) lies at
-//   K-major, ldmatrix_x4          row * 16 + k / 8 * `of_terms` + k % 8 * 2
-//   MN-major, ldmatrix_x4_trans   row / 8 * `of_rows` + k * 16 + row % 8 * 2
+// Fragments of the matrix whose element (row, k) lies at row / 8 * `of_rows` + k * 16 + row % 8 * 2
+// bytes from `start`, a multiple of 16; the warp's lanes have the same ones.
 #ifdef CONVSMITH_SIMULATOR
-
-inline void ldmatrix_x4(Fragments& fragments, const void* start, int of_terms) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    for (int i = 0; i < 4; ++i) {
-        const auto* row = static_cast<const unsigned char*>(start) + i / 2 * of_terms +
-                          (i % 2 * 8 + lane / 4) * 16;
-        fragments[i] = reinterpret_cast<const unsigned*>(row)[lane % 4];
-    }
-}
 
 inline void ldmatrix_x4_trans(Fragments& fragments, const void* start, int of_rows) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
@@ -41,18 +30,8 @@ inline void ldmatrix_x4_trans(Fragments& fragments, const void* start, int of_ro
 
 #else
 
-__device__ __forceinline__ void ldmatrix_x4(Fragments& fragments, const void* start, int of_terms) {
-    const int lane = static_cast<int>(threadIdx.x) % 32;
-    const auto* row =
-        static_cast<const unsigned char*>(start) + lane / 16 * of_terms + lane % 16 * 16;
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
-                 : "=r"(fragments[0]), "=r"(fragments[1]), "=r"(fragments[2]), "=r"(fragments[3])
-                 : "r"(static_cast<unsigned>(__cvta_generic_to_shared(row)))
-                 : "memory");
-}
-
-__device__ __forceinline__ void ldmatrix_x4_trans(Fragments& fragments, const void* start,
-                                                  int of_rows) {
+__device__
+__forceinline__ void ldmatrix_x4_trans(Fragments& fragments, const void* start, int of_rows) {
     const int lane = static_cast<int>(threadIdx.x) % 32;
     const auto* row = static_cast<const unsigned char*>(start) + lane / 8 % 2 * of_rows +
                       (lane / 16 * 8 + lane % 8) * 16;

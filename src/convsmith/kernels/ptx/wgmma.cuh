@@ -211,7 +211,7 @@ __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t
 template <typename T, int kColumns, Major kB = Major::kK>
 __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], const Fragments& a_values,
                                       std::uint64_t b_bits, bool accumulates) {
-    static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64 || kColumns == 128);
+    static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64);
     constexpr bool kIsHalf = std::is_same_v<T, __half>;
     static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
     if constexpr (kColumns == 16 && kIsHalf) {
@@ -226,18 +226,12 @@ __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], const Fragmen
     } else if constexpr (kColumns == 32) {
         CONVSMITH_WGMMA_OF_REGISTERS("32", "bf16", CONVSMITH_NAMES_16, "%16, %17, %18, %19", "%20",
                                      "%21", "%22", CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
-    } else if constexpr (kColumns == 64 && kIsHalf) {
+    } else if constexpr (kIsHalf) {
         CONVSMITH_WGMMA_OF_REGISTERS("64", "f16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
                                      "%37", "%38", CONVSMITH_BIND_32(0));
-    } else if constexpr (kColumns == 64) {
+    } else {
         CONVSMITH_WGMMA_OF_REGISTERS("64", "bf16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
                                      "%37", "%38", CONVSMITH_BIND_32(0));
-    } else if constexpr (kIsHalf) {
-        CONVSMITH_WGMMA_OF_REGISTERS("128", "f16", CONVSMITH_NAMES_64, "%64, %65, %66, %67", "%68",
-                                     "%69", "%70", CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
-    } else {
-        CONVSMITH_WGMMA_OF_REGISTERS("128", "bf16", CONVSMITH_NAMES_64, "%64, %65, %66, %67", "%68",
-                                     "%69", "%70", CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
     }
 }
 
