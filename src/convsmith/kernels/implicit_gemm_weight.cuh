@@ -62,7 +62,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         int tap = job.first_tap + unit.tap;
         if (tap >= Job::taps(problem)) tap = job.first_tap;
         const int phase = tap % columns % static_cast<int>(problem.phases);
-        const int shift = (tap % columns * dilation - phase * dilation % stride) / stride;
+        const int column = tap % columns * static_cast<int>(problem.unfolded);
+        const int shift = (column * dilation - phase * dilation % stride) / stride;
         const int row = (tap / columns - job.first_tap / columns) *
                         static_cast<int>(problem.dilation[0] / problem.row_step);
         auto& place = head.places[thread];
@@ -121,10 +122,10 @@ __global__ void __launch_bounds__(kAddPartsThreads)
         }
         int row = tap / columns, column = tap % columns;
         if constexpr (S::kUnfolds) {
-            const int unfolded = S::slices_of_channel(problem) * kVector;
-            column = channel % unfolded;
-            channel /= unfolded;
-            if (column >= problem.row_taps) return;
+            const int lane = channel % S::kLanes;
+            column = column * static_cast<int>(problem.unfolded) + lane;
+            channel /= S::kLanes;
+            if (lane >= problem.unfolded || column >= problem.row_taps) return;
         }
         to = gradient + (job.group * problem.filters + filter) * problem.w_strides[0] +
              channel * problem.w_strides[1] + row * problem.w_strides[2] +
@@ -159,9 +160,7 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
                                   (size[0] - 1) * strides[2] + (size[1] - 1) * strides[3];
         return static_cast<std::uintptr_t>(last + 1) * sizeof(T);
     };
-    const std::int64_t channels = S::kUnfolds
-                                      ? problem.channels / (S::slices_of_channel(problem) * kVector)
-                                      : problem.channels;
+    const std::int64_t channels = problem.channels / (S::kUnfolds ? S::kLanes : 1);
     const Tensors tensors{
         {addresses[0], addresses[1]},
         {addresses[0] + bytes_of(problem.y_strides, problem.filters, problem.y_size),

@@ -67,7 +67,7 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(configuration.row_step, configuration.span, configuration.advance),
         *(configuration.lines, configuration.rows),
         *(configuration.x_columns, *configuration.load_bytes, configuration.slice_bytes),
-        *(geometry.row_taps, configuration.splits),
+        *(geometry.row_taps, geometry.unfolded, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -76,9 +76,8 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     line, products = configuration.line, configuration.products
     numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
-    flags = (line.segments > 1, configuration.is_plain, configuration.unfolds)
-    kinds = (str(kind).lower() for kind in flags)
-    loading = (configuration.loads, configuration.loaders)
+    kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
+    loading = (configuration.lanes, configuration.loads, configuration.loaders)
     shares_filters = str(configuration.unit_filters == 1 or configuration.slots == 1).lower()
     what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading), shares_filters))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

@@ -1,5 +1,5 @@
-// A slice of a row, of kVector channels of a line's images or of one that is unfolded, on its way
-// to shared memory: as it is, in aligned pieces of 16 bytes. Each channel's row of an image lies as
+// A slice of a row, of a vector's channels of a line's images, on its way to shared memory: as it
+// is, in aligned pieces of 16 bytes. Each channel's row of an image lies as
 // far beyond a multiple of 16 bytes as it does in the tensor.
 #pragma once
 
@@ -17,7 +17,7 @@ struct Slice {
     int bytes;                          // of a row
     int images, channels;               // that exist, or more; missing channels are zeros
     int segments, row_bytes;            // images, and bytes of a row, that there is room for
-    bool is_unfolded;                   // it has one channel
+    bool is_unfolded;                   // it has S::kVectorChannels
 
     // Whole pieces do not reach over the tensor's ends.
     bool is_inside;
@@ -40,7 +40,7 @@ struct Slice {
   private:
     // Channels that there is room for.
     __device__ __forceinline__ int rooms() const {
-        return S::kUnfolds && is_unfolded ? 1 : kVector;
+        return S::kUnfolds && is_unfolded ? S::kVectorChannels : kVector;
     }
 
     static __device__ __forceinline__ void copy_piece(unsigned char* to, std::uintptr_t from,

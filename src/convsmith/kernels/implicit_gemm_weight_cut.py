@@ -10,8 +10,9 @@ from convsmith.spec import ConvSpec, Pair, Precision
 VECTOR = 8
 LEAST_CHANNELS = 8  # of a group that is not unfolded
 UNIT_FILTERS = 64
-UNITS = 9  # of a block
+BLOCK_CHANNELS = 9 * 64  # of all units of a block
 CONSUMERS = 3
+UNFOLDED_CHANNELS = 16  # that few channels should become
 LINE_PIXELS = 256  # the most
 MOST_SEGMENTS = 32
 MOST_LINES = 3  # in shared memory
@@ -24,9 +25,10 @@ LEAST_LOADED_BYTES = 16 * 1024
 # By the number of products: of three, some registers are kept in memory, which the first-level
 # cache holds in what shared memory leaves of it.
 BLOCK_BYTES = {1: 227 * 1024, 3: 188 * 1024}
-WEIGHT_HEAD_BYTES = 1152  # kHeadBytes of implicit_gemm_weight_problem.cuh
+WEIGHT_HEAD_BYTES = 1536  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
+FEW_SUMS = 96  # channels of all units of a multiplying warpgroup, that leave registers
 LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 
 
@@ -34,8 +36,8 @@ LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 class WeightGeometry:
     """A weight gradient's numbers. Pairs are (rows, columns).
 
-    Few channels are unfolded: each has a filter row's taps as channels of its own, in whole
-    vectors, so that filters have a single column.
+    Few channels are unfolded: each has some neighbouring taps of a filter row as channels of its
+    own, its lanes, so that filters have fewer columns.
 
     Args:
         batch, groups: images; channels and filters are of a group.
@@ -43,7 +45,9 @@ class WeightGeometry:
         itemsize: bytes of an element.
         products: of 16-bit operands that make one.
         has_bias: dy itself is added up, too.
-        row_taps: of a filter row, unfolded; 0 where they are not.
+        row_taps: of a filter row; 0 where channels are not unfolded.
+        unfolded: taps that become one; 1 where they are not.
+        lanes: channels that each becomes; 0 where it is not unfolded.
     """
 
     batch: int
@@ -60,6 +64,8 @@ class WeightGeometry:
     products: int
     has_bias: bool
     row_taps: int
+    unfolded: int
+    lanes: int
 
 
 @dataclass(frozen=True)
@@ -92,7 +98,7 @@ class WeightConfiguration:
         loaders: warpgroups that load.
         line: what is added at once.
         is_plain: neighbours in a line are neighbours in memory.
-        unfolds: a filter row's taps are channels.
+        lanes: that an unfolded channel has; 0 where none is.
         phases: of the horizontal stride, that taps meet.
         row_step: from a row of x that may be met to the next one.
         span, advance: rows of x that a line meets, and that are new in the line below.
@@ -117,7 +123,7 @@ class WeightConfiguration:
     loaders: int
     line: Line
     is_plain: bool
-    unfolds: bool
+    lanes: int
     phases: int
     row_step: int
     span: int
@@ -148,17 +154,38 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
     meets_one = (*kernel, *spec.stride, *spec.padding) == (1, 1, 1, 1, 0, 0)
     if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
         x_size = y_size = (1, height * width)
-    row_taps = kernel[1] if channels < LEAST_CHANNELS else 0
-    if row_taps:
-        channels *= -(-row_taps // VECTOR) * VECTOR
-        kernel[1] = 1
+    row_taps, unfolded, lanes = 0, 1, 0
+    if channels < LEAST_CHANNELS:
+        row_taps = kernel[1]
+        unfolded = unfolded_taps(channels, row_taps, spec.stride[1], spec.dilation[1])
+        lanes = lanes_of(unfolded)
+        channels *= lanes
+        kernel[1] = -(-row_taps // unfolded)
     return WeightGeometry(
         *(batch, spec.groups, channels, out_channels // spec.groups),
         *(x_size, y_size, (kernel[0], kernel[1])),
         *(spec.stride, spec.padding, spec.dilation),
         spec.dtype.itemsize,
-        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias, row_taps),
+        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
+        *(row_taps, unfolded, lanes),
     )
+
+
+def lanes_of(taps: int) -> int:
+    """Channels that an unfolded channel of so many taps becomes."""
+    return 1 << (taps - 1).bit_length() if taps <= VECTOR else -(-taps // VECTOR) * VECTOR
+
+
+def unfolded_taps(channels: int, row_taps: int, stride: int, dilation: int) -> int:
+    """Taps of a filter row that few channels are unfolded to.
+
+    All, or so many that those left out lie whole pixels of a line apart: the most of which all
+    channels fit into the smallest unit, or else the fewest.
+    """
+    step = stride // math.gcd(stride, dilation)
+    choices = [*range(step, row_taps, step), row_taps]
+    fitting = [taps for taps in choices if channels * lanes_of(taps) <= UNFOLDED_CHANNELS]
+    return fitting[-1] if fitting else choices[0]
 
 
 def unit_columns(geometry: WeightGeometry) -> int:
@@ -168,13 +195,15 @@ def unit_columns(geometry: WeightGeometry) -> int:
 
 def phases_of(geometry: WeightGeometry) -> int:
     """Phases of the horizontal stride, that taps meet."""
+    if geometry.lanes:
+        return 1
     step, dilation = geometry.stride[1], geometry.dilation[1]
     return min(geometry.kernel[1], step // math.gcd(step, dilation))
 
 
 def reach_of(geometry: WeightGeometry) -> int:
     """Pixels of a phase that the last tap lies from the first one."""
-    step, dilation = geometry.stride[1], geometry.dilation[1]
+    step, dilation = geometry.stride[1], geometry.dilation[1] * geometry.unfolded
     met = phases_of(geometry)
     return max(
         (s * dilation - (s % met) * dilation % step) // step for s in range(geometry.kernel[1])
@@ -183,8 +212,8 @@ def reach_of(geometry: WeightGeometry) -> int:
 
 def columns_of(geometry: WeightGeometry, line: Line) -> int:
     """Columns of x that a line of one image reaches over."""
-    if geometry.row_taps:
-        last_tap = (geometry.row_taps - 1) * geometry.dilation[1]
+    if geometry.lanes:
+        last_tap = (geometry.unfolded - 1) * geometry.dilation[1]
         return (line.pitch - 1) * geometry.stride[1] + last_tap + 1
     return line.pitch * geometry.stride[1]
 
@@ -202,7 +231,7 @@ def lines_to_try(geometry: WeightGeometry) -> list[Line]:
         if runs == 1:
             break
     # The zeros to the right of an image are those to the left of the next one.
-    shared = geometry.padding[1] if geometry.stride[1] == 1 else 0
+    shared = geometry.padding[1] if geometry.stride[1] == 1 and not geometry.lanes else 0
     pitch = columns + max(reach - shared, 0)
     most_segments = min(geometry.batch, MOST_SEGMENTS, most // pitch)
     for segments in range(2, most_segments + 1):
@@ -216,11 +245,12 @@ def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
     filters = -(-geometry.filters // UNIT_FILTERS)
     channels = -(-geometry.channels // unit_columns(geometry))
     taps = math.prod(geometry.kernel)
+    units = BLOCK_CHANNELS // unit_columns(geometry)
     return [
         (f, c, t)
-        for t in range(1, min(taps, UNITS) + 1)
-        for f in range(1, min(UNITS // t, filters) + 1)
-        for c in range(1, min(UNITS // t // f, channels) + 1)
+        for t in range(1, min(taps, units) + 1)
+        for f in range(1, min(units // t, filters) + 1)
+        for c in range(1, min(units // t // f, channels) + 1)
     ]
 
 
@@ -248,13 +278,14 @@ def attempt_lines(
         (min(line.run_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
         (min(x_columns, geometry.x_size[1]) * geometry.itemsize + 30) // 16 * 16,
     )
-    x_rows = 1 if geometry.row_taps else VECTOR
+    x_rows = max(VECTOR // geometry.lanes, 1) if geometry.lanes else VECTOR
     slice_bytes = line.segments * max(VECTOR * load_bytes[0], x_rows * load_bytes[1])
     y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
     x_bytes = 2 * parts * channels * columns * phases * line.x_pixels
     fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
     fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
-    loaders = loading_warpgroups(geometry)
+    slots = -(-math.prod(units) // CONSUMERS)
+    loaders = loading_warpgroups(geometry, slots)
     loading_warps = LOADING_WARPS * loaders
     for lines in range(MOST_LINES, 0, -1):
         rows = span + (lines - 1) * advance
@@ -284,11 +315,11 @@ def attempt_lines(
             unit_filters=filters,
             unit_channels=channels,
             unit_taps=taps,
-            slots=-(-math.prod(units) // CONSUMERS),
+            slots=slots,
             loaders=loaders,
             line=line,
-            is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.row_taps > 0),
-            unfolds=geometry.row_taps > 0,
+            is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.lanes > 0),
+            lanes=geometry.lanes,
             phases=phases,
             row_step=unit,
             span=span,
@@ -312,10 +343,10 @@ def attempt_lines(
     return None
 
 
-def loading_warpgroups(geometry: WeightGeometry) -> int:
+def loading_warpgroups(geometry: WeightGeometry, slots: int) -> int:
     """Two where taps are taken apart, so that it takes longest, if registers suffice."""
-    few_sums = unit_columns(geometry) < 64 and geometry.products == 1
-    return 2 if geometry.row_taps and few_sums else 1
+    few_sums = slots * unit_columns(geometry) <= FEW_SUMS and geometry.products == 1
+    return 2 if geometry.lanes and few_sums else 1
 
 
 def choose_splits(jobs: int, lines: int, split_bytes: int, multiprocessors: int) -> int:

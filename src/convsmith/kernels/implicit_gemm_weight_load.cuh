@@ -4,7 +4,7 @@
 // the rows of such a slice as they are, in aligned pieces of 16 bytes, S::kLoads slices ahead,
 // whatever row or line those belong to, and when they have arrived it turns them around: a lane
 // takes a pixel, reads its channels, rounds or splits them, and writes a vector. Of an unfolded
-// slice of x one channel is copied, and a lane reads what a filter row's taps meet.
+// slice of x, that is what some of a filter row's taps meet.
 //
 // float32 values are scaled to the range of 16 bits by a power of two, one of x and one of dy, that
 // all loading threads keep for as long as it suits; what they have brought for a line that it does
@@ -119,8 +119,8 @@ class RowLoader {
         int images;         // that exist, of the line's
     };
 
-    // Of an unfolded slice of x: its channel; columns from what a filter row's first tap meets to
-    // what the slice's first one does, and from each to the next; and how many taps there are.
+    // Of an unfolded slice of x: its first channel; columns from what a channel's first tap meets
+    // to what the slice's first one does, and from each to the next; and how many taps there are.
     struct Taps {
         int channel, first, step, count;
     };
@@ -158,25 +158,35 @@ class RowLoader {
             // Of which channels the block's slices are, each says itself.
             auto& x = head_.tensors[1];
             x.channels = x.begin;
-            x.last = channel_of(x.slices - 1) * x.of_channel;
+            x.last = (job.first_channel + x.count - 1) / S::kLanes * x.of_channel;
         }
     }
 
-    // Unfolded, a slice's channel and taps.
+    // Unfolded, a slice's first channel, and its taps.
     __device__ __forceinline__ int channel_of(int slice) const {
-        return (first_slice_ + slice) / S::slices_of_channel(problem_);
+        return (first_slice_ + slice) * kVector / S::kLanes;
     }
     __device__ __forceinline__ Taps taps_of(int slice) const {
-        const int tap = (first_slice_ + slice) % S::slices_of_channel(problem_) * kVector;
+        const int tap = (first_slice_ + slice) * kVector % S::kLanes;
         const auto dilation = static_cast<int>(problem_.dilation[1]);
         return {channel_of(slice), tap * dilation, dilation,
-                static_cast<int>(problem_.row_taps) - tap};
+                static_cast<int>(problem_.unfolded) - tap};
+    }
+
+    // Channels that exist from a slice's first one on.
+    __device__ __forceinline__ int channels_from(bool is_x, int slice) const {
+        if constexpr (S::kUnfolds) {
+            if (is_x) return static_cast<int>(problem_.channels) / S::kLanes - channel_of(slice);
+        }
+        return head_.tensors[is_x].count - slice * kVector;
     }
 
     // From a row of the block's first channel to a slice's, in bytes.
     __device__ __forceinline__ std::int64_t offset_of(bool is_x, int slice) const {
         const std::int64_t of_channel = head_.tensors[is_x].of_channel;
-        if (S::kUnfolds && is_x) return channel_of(slice) * of_channel;
+        if constexpr (S::kUnfolds) {
+            if (is_x) return channel_of(slice) * of_channel;
+        }
         return slice * (kVector * of_channel);
     }
 
@@ -261,7 +271,7 @@ class RowLoader {
             next_.begin = next_begin_ + offset_of(is_x, next_slice_);
             next_.of_channel = tensor.of_channel;
             next_.of_image = tensor.of_image;
-            next_.channels = tensor.count - next_slice_ * kVector;
+            next_.channels = channels_from(is_x, next_slice_);
             next_.segments = static_cast<int>(problem_.segments);
             next_.row_bytes = tensor.load_bytes;
             next_.is_unfolded = is_x;
@@ -328,7 +338,7 @@ class RowLoader {
         return reinterpret_cast<const int*>(shared_ + parts_.tables) + head_.tensors[is_x].table;
     }
 
-    // Unfolded, which column its filter row's first tap meets; each tap's may exist or not.
+    // Unfolded, which column its channels' first tap meets; each tap's may exist or not.
     template <bool kIsUnfolded>
     __device__ __forceinline__ Pixel pixel_of(const Row& row, const int* table, int number) const {
         const int step = kIsUnfolded ? static_cast<int>(problem_.stride[1]) : 1;
@@ -403,12 +413,16 @@ class RowLoader {
 #pragma unroll
                 for (int i = 0; i < kCount; ++i) {
                     const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
-                    const T* taken = nullptr;
+                    const T* taken[S::kVectorChannels];
                     if constexpr (kIsUnfolded) {
-                        const int shift =
-                            begin + taps.channel * of_channel + pixel.segment * of_image;
-                        taken = loaded + row_values * pixel.segment + (shift & (kAligned - 1)) +
-                                pixel.column + taps.first;
+                        int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
+                        int place = row_values * pixel.segment + pixel.column + taps.first;
+#pragma unroll
+                        for (int c = 0; c < S::kVectorChannels; ++c) {
+                            taken[c] = loaded + place + (shift & (kAligned - 1));
+                            shift += of_channel;
+                            place += row_values * static_cast<int>(problem_.segments);
+                        }
                     } else if constexpr (S::kSideBySide) {
                         find_offsets(pixel.segment);
                     }
@@ -416,7 +430,10 @@ class RowLoader {
                     for (int c = 0; c < kVector; ++c) {
                         values[i][c] = Element<T>::narrow(0);
                         if constexpr (kIsUnfolded) {
-                            if (meets(row, pixel, taps, c)) values[i][c] = taken[c * taps.step];
+                            const int tap = c % S::kLanesOfVector;
+                            if (meets(row, pixel, taps, tap)) {
+                                values[i][c] = taken[c / S::kLanesOfVector][tap * taps.step];
+                            }
                         } else if (pixel.exists) {
                             values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
                                                        : loaded[offsets[c] + pixel.column];
@@ -529,15 +546,17 @@ class RowLoader {
         const auto& tensor = head_.tensors[is_x];
         const Pixel pixel = pixel_of<kIsUnfolded>(row, table, number);
         const Taps taps = kIsUnfolded ? taps_of(slice) : Taps{};
-        auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column + taps.first) +
-                    pixel.segment * tensor.of_image + offset_of(is_x, slice);
+        const int count = channels_from(is_x, slice);
+        const auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column + taps.first) +
+                          pixel.segment * tensor.of_image + offset_of(is_x, slice);
 #pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-            const bool exists = kIsUnfolded ? meets(row, pixel, taps, c)
-                                            : pixel.exists && slice * kVector + c < tensor.count;
-            values[c] =
-                ptx::load_if(exists, reinterpret_cast<const T*>(from), Element<T>::narrow(0));
-            from += kIsUnfolded ? taps.step * static_cast<int>(sizeof(T)) : tensor.of_channel;
+        for (int i = 0; i < kVector; ++i) {
+            const int channel = kIsUnfolded ? i / S::kLanesOfVector : i;
+            const int tap = kIsUnfolded ? i % S::kLanesOfVector : 0;
+            const bool exists =
+                channel < count && (kIsUnfolded ? meets(row, pixel, taps, tap) : pixel.exists);
+            const auto* value = reinterpret_cast<const T*>(from + channel * tensor.of_channel);
+            values[i] = ptx::load_if(exists, value + tap * taps.step, Element<T>::narrow(0));
         }
     }
 

@@ -13,9 +13,10 @@
 //
 // A block's sums are of up to kUnits UNITS: 64 filters, S::kColumns channels and one tap each.
 //
-// Few channels are unfolded: each has a filter row's taps as channels of its own, filled up to
-// whole vectors, and only the filter's rows are taps. Unfolded channel s of c is, in a line's
-// pixel, what tap s meets in x.
+// Few channels are unfolded: each has some neighbouring taps of a filter row as channels of its
+// own, its LANES, and only every so many-th tap is one still. Lane s of c is, in a line's pixel,
+// what tap s meets in x. Lanes are filled up to a power of two, or to whole vectors: a vector is of
+// whole channels, or of one.
 #pragma once
 
 #include "implicit_gemm_pack.cuh"
@@ -24,7 +25,7 @@ namespace convsmith::implicit_gemm {
 
 inline constexpr int kMostLines = 8;  // in shared memory
 inline constexpr int kMostRows = 64;  // of x in the ring
-inline constexpr int kUnits = 9;
+inline constexpr int kUnits = 36;
 
 struct WeightProblem {
     std::int64_t images, groups, channels, filters;  // the latter two of a group
@@ -41,7 +42,8 @@ struct WeightProblem {
     std::int64_t x_columns;      // of x that a line of one image reaches over
     std::int64_t load_bytes[2];  // of a channel's row of dy, and of x, as it is loaded
     std::int64_t slice_bytes;    // of a slice that is loaded
-    std::int64_t row_taps;       // unfolded, of a filter row
+    std::int64_t row_taps;       // of a filter row; 0 where channels are not unfolded
+    std::int64_t unfolded;       // taps of an unfolded channel; else 1
     std::int64_t splits;         // of all lines, each with its own partial sums
 };
 
@@ -58,9 +60,9 @@ struct Tensors {
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
 // warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels. They are of
 // several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of dy
-// and, unless it is unfolded, of x, it is plain.
+// and, unless it is unfolded, of x, it is plain. An unfolded channel has kLanes, another none.
 template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
-          bool kIsPlain_, bool kUnfolds_, int kLoads_, int kLoaders_, bool kSharesFilters_>
+          bool kIsPlain_, int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -69,7 +71,11 @@ struct WeightGradient {
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
-    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_, kUnfolds = kUnfolds_;
+    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
+    static constexpr int kLanes = kLanes_;
+    static constexpr bool kUnfolds = kLanes > 0;
+    static constexpr int kLanesOfVector = kUnfolds && kLanes < kVector ? kLanes : kVector;
+    static constexpr int kVectorChannels = kVector / kLanesOfVector;  // of an unfolded vector
     static constexpr bool kSharesFilters = kSharesFilters_;  // the units of a warpgroup do
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
@@ -89,11 +95,6 @@ struct WeightGradient {
         8 * 8;
     static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
-
-    // Slices that a channel of x is unfolded to.
-    static __host__ __device__ int slices_of_channel(const WeightProblem& problem) {
-        return (static_cast<int>(problem.row_taps) + kVector - 1) / kVector;
-    }
 };
 
 // Which sums a block has.

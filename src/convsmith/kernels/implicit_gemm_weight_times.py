@@ -37,7 +37,7 @@ def line_us(configuration: WeightConfiguration) -> float:
     of_x *= configuration.advance
     vectors = of_y * line.y_pixels + of_x * configuration.phases * line.x_pixels
     slices = of_y + of_x
-    strided = configuration.phases > 1 or (configuration.unfolds and configuration.loaders == 1)
+    strided = configuration.phases > 1 or (configuration.lanes > 0 and configuration.loaders == 1)
     rate = LOADED_VECTORS[products] * (STRIDED_SHARE if strided else 1)
     load = vectors / rate + slices * line.segments / LOADED_SLICES
     load *= -(-slices // LOADING_WARPS) * LOADING_WARPS / slices  # for the warp with the most
