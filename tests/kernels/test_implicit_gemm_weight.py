@@ -30,6 +30,14 @@ CASES = {
     "strided-small-planes": replace(ORDINARY, batch=5, size=(8, 8), stride=(2, 2)),
     "dilated": replace(ORDINARY, dilation=(2, 3), padding=(2, 3)),
     "strided-and-dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
+    "rows-dilated": replace(ORDINARY, size=(13, 9), dilation=(3, 1), padding=(3, 1)),
+    "rows-dilated-beyond-all": replace(ORDINARY, size=(6, 9), dilation=(9, 1), padding=(9, 1)),
+    "rows-strided-and-dilated": replace(
+        ORDINARY, size=(23, 9), stride=(2, 1), dilation=(3, 1), padding=(3, 1)
+    ),
+    "rows-strided-and-dilated-by-multiples": replace(
+        ORDINARY, size=(31, 9), stride=(4, 1), dilation=(6, 1), padding=(5, 1)
+    ),
     "1x1": replace(ORDINARY, kernel_size=(1, 1), padding=(0, 0), stride=(2, 2)),
     "1x1-many-channels": replace(
         ORDINARY, group_channels=130, kernel_size=(1, 1), padding=(0, 0), group_filters=70
@@ -51,6 +59,18 @@ CASES = {
     ),
     "few-channels-11x11": replace(
         ORDINARY, group_channels=4, size=(19, 23), kernel_size=(11, 11), stride=(4, 4)
+    ),
+    "few-channels-strided-by-3": replace(
+        ORDINARY, group_channels=3, size=(11, 29), kernel_size=(3, 8), stride=(2, 3)
+    ),
+    "few-channels-patches": replace(
+        ORDINARY, group_channels=3, size=(32, 48), kernel_size=(16, 16), stride=(16, 16)
+    ),
+    "few-channels-strided-small-planes": replace(
+        ORDINARY, group_channels=5, batch=7, size=(9, 15), kernel_size=(5, 5), stride=(2, 2)
+    ),
+    "few-channels-strided-and-dilated": replace(
+        ORDINARY, group_channels=6, size=(9, 31), kernel_size=(2, 5), stride=(1, 2), dilation=(1, 3)
     ),
     "few-channels-wide-unaligned": replace(
         ORDINARY, group_channels=2, size=(4, 301), kernel_size=(2, 5), padding=(0, 3)

@@ -64,10 +64,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         const int phase = tap % columns % static_cast<int>(problem.phases);
         const int column = tap % columns * static_cast<int>(problem.unfolded);
         const int shift = (column * dilation - phase * dilation % stride) / stride;
-        const int row = (tap / columns - job.first_tap / columns) *
-                        static_cast<int>(problem.dilation[0] / problem.row_step);
         auto& place = head.places[thread];
-        place.row = row;
+        place.row = tap / columns - job.first_tap / columns;
         place.y = unit.filter / kVector * S::kPixels;
         place.x = unit.channel / kVector * WeightShared<S>::pixels_of_x(problem) +
                   phase * static_cast<int>(problem.x_pixels) + shift;

@@ -20,7 +20,7 @@ MOST_ROWS = 64
 MOST_LOADS = 6
 MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
 LOADING_WARPS = 4  # of a warpgroup
-LOADED_BYTES = 96 * 1024  # on their way, at most
+LOADED_BYTES = 24 * 1024  # of a warp, on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
 # By the number of products: of three, some registers are kept in memory, which the first-level
 # cache holds in what shared memory leaves of it.
@@ -100,8 +100,9 @@ class WeightConfiguration:
         is_plain: neighbours in a line are neighbours in memory.
         lanes: that an unfolded channel has; 0 where none is.
         phases: of the horizontal stride, that taps meet.
-        row_step: from a row of x that may be met to the next one.
-        span, advance: rows of x that a line meets, and that are new in the line below.
+        line_step: rows of outputs from a line to the next one that meets the same rows of x.
+        row_step: rows of x from one that such lines meet to the next.
+        span, advance: rows of x that a line meets, and that are new in the next one.
         lines, rows: of the rings in shared memory.
         slices: of a row of dy, and of x, that a block loads, at most.
         loads: of such slices that a loading warp has on their way.
@@ -125,6 +126,7 @@ class WeightConfiguration:
     is_plain: bool
     lanes: int
     phases: int
+    line_step: int
     row_step: int
     span: int
     advance: int
@@ -269,10 +271,9 @@ def attempt_lines(
     columns = unit_columns(geometry)
     parts = 2 if geometry.products == 3 else 1
     phases = phases_of(geometry)
-    step, dilation = geometry.stride[0], geometry.dilation[0]
-    unit = math.gcd(step, dilation)
-    span = (filter_rows(geometry, taps) - 1) * dilation // unit + 1
-    advance = min(step // unit, span)
+    step, dilation = geometry.stride[0], geometry.dilation[0] if geometry.kernel[0] > 1 else 1
+    span = filter_rows(geometry, taps)
+    advance = min(step // math.gcd(step, dilation), span)
     x_columns = columns_of(geometry, line)
     load_bytes = (
         (min(line.run_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
@@ -290,8 +291,8 @@ def attempt_lines(
     for lines in range(MOST_LINES, 0, -1):
         rows = span + (lines - 1) * advance
         shared = fixed + lines * y_bytes + rows * x_bytes
-        left = min(BLOCK_BYTES[geometry.products] - shared, LOADED_BYTES)
-        loads = min(left // (loading_warps * slice_bytes), MOST_LOADS)
+        of_warp = (BLOCK_BYTES[geometry.products] - shared) // loading_warps
+        loads = min(min(of_warp, LOADED_BYTES) // slice_bytes, MOST_LOADS)
         if rows > MOST_ROWS or loads < 1 or x_columns >= MOST_COLUMNS:
             continue
         enough = loads > 1 and loads * loading_warps * slice_bytes >= LEAST_LOADED_BYTES
@@ -321,7 +322,8 @@ def attempt_lines(
             is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.lanes > 0),
             lanes=geometry.lanes,
             phases=phases,
-            row_step=unit,
+            line_step=min(dilation // math.gcd(step, dilation), geometry.y_size[0]),
+            row_step=dilation,
             span=span,
             advance=advance,
             lines=lines,

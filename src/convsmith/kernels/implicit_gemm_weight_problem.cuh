@@ -5,8 +5,10 @@
 //   db[k] = sum_{n,p,q} dy[n,k,p,q]
 //
 // The sums go over pixels. A LINE is what is added at once: a row of outputs, or a run of its
-// columns, of one image or of several side by side (segments, `pitch` pixels apart). A STRIP is all
-// the lines below one another, of the same images and columns. A block goes down strips and has a
+// columns, of one image or of several side by side (segments, `pitch` pixels apart). A STRIP is
+// lines below one another, of the same images and columns: all of them, or every so many-th where
+// the filter's rows are dilated, so that they meet the same rows of x. A block goes down strips and
+// has a
 // row of dy for each line, and in a ring the rows of x that the line meets: a row is loaded once,
 // and stays for all rows of taps. Within a row a tap is a shift by whole pixels, of the phase of
 // the stride that it meets.
@@ -36,7 +38,8 @@ struct WeightProblem {
     std::int64_t runs, run_columns;                       // of a row of outputs
     std::int64_t segments, pitch;                         // images of a line
     std::int64_t x_pixels, phases;                        // of a row of x, each phase
-    std::int64_t row_step;       // from a row of x that may be met to the next
+    std::int64_t line_step;      // rows of outputs from a line to the one below it in its strip
+    std::int64_t row_step;       // rows of x from one that a strip's lines meet to the next
     std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
     std::int64_t lines, rows;    // of the rings
     std::int64_t x_columns;      // of x that a line of one image reaches over
@@ -76,7 +79,7 @@ struct WeightGradient {
     static constexpr bool kUnfolds = kLanes > 0;
     static constexpr int kLanesOfVector = kUnfolds && kLanes < kVector ? kLanes : kVector;
     static constexpr int kVectorChannels = kVector / kLanesOfVector;  // of an unfolded vector
-    static constexpr bool kSharesFilters = kSharesFilters_;  // the units of a warpgroup do
+    static constexpr bool kSharesFilters = kSharesFilters_;           // the units of a warpgroup do
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
@@ -167,11 +170,11 @@ class LineWalk {
         const std::int64_t all = images * problem.runs * problem.y_size[0];
         const std::int64_t first = all * split / problem.splits;
         left_ = static_cast<int>(all * (split + 1) / problem.splits - first);
-        row_ = static_cast<int>(first % problem.y_size[0]);
-        const auto strip = static_cast<int>(first / problem.y_size[0]);
-        const auto runs = static_cast<int>(problem.runs);
-        image_ = strip / runs * static_cast<int>(problem.segments);
-        column_ = strip % runs * static_cast<int>(problem.run_columns);
+        const auto rows = static_cast<int>(problem.y_size[0]);
+        row_ = row_of(static_cast<int>(first % rows), rows, static_cast<int>(problem.line_step));
+        const auto run = static_cast<int>(first / rows), runs = static_cast<int>(problem.runs);
+        image_ = run / runs * static_cast<int>(problem.segments);
+        column_ = run % runs * static_cast<int>(problem.run_columns);
         fresh_ = static_cast<int>(problem.span);
     }
 
@@ -191,19 +194,32 @@ class LineWalk {
     __device__ __forceinline__ void advance() {
         --left_;
         fresh_ = static_cast<int>(problem_.advance);
-        if (++row_ == static_cast<int>(problem_.y_size[0])) {
-            row_ = 0;
-            fresh_ = static_cast<int>(problem_.span);
-            column_ += static_cast<int>(problem_.run_columns);
-            if (column_ >= static_cast<int>(problem_.y_size[1])) {
-                column_ = 0;
-                image_ += static_cast<int>(problem_.segments);
-            }
-        }
+        row_ += static_cast<int>(problem_.line_step);
+        if (row_ >= static_cast<int>(problem_.y_size[0])) next_strip();
         lowest_ += fresh_;
     }
 
   private:
+    // The i-th of a run's lines is in this row of the output.
+    static __device__ __forceinline__ int row_of(int i, int rows, int step) {
+        // The first strips are a line longer than the others.
+        const int lines = rows / step, longer = rows % step;
+        if (i < longer * (lines + 1)) return i / (lines + 1) + i % (lines + 1) * step;
+        i -= longer * (lines + 1);
+        return longer + i / lines + i % lines * step;
+    }
+
+    __device__ __forceinline__ void next_strip() {
+        fresh_ = static_cast<int>(problem_.span);
+        row_ = row_ % static_cast<int>(problem_.line_step) + 1;
+        if (row_ < static_cast<int>(problem_.line_step)) return;
+        row_ = 0;
+        column_ += static_cast<int>(problem_.run_columns);
+        if (column_ < static_cast<int>(problem_.y_size[1])) return;
+        column_ = 0;
+        image_ += static_cast<int>(problem_.segments);
+    }
+
     const WeightProblem& problem_;
     int image_, row_, column_, left_, fresh_, lowest_ = 0;
 };
