@@ -111,7 +111,7 @@ def reason(configuration: Configuration | WeightConfiguration) -> str:
     rows, columns = configuration.tiles
     return (
         f"{rows} x {columns} tiles, {configuration.products} product(s), "
-        f"{configuration.shared_bytes / 1024:.0f} KiB shared"
+        f"{configuration.rings.shared_bytes / 1024:.0f} KiB shared"
     )
 
 
@@ -120,6 +120,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
     if isinstance(configuration, WeightConfiguration):
         return weight_problem(spec, configuration)
     forward, shape = forward_of(spec, configuration.apart), configuration.shape
+    patch, rings = configuration.patch, configuration.rings
     filters, phases = forward.filters, no_phases()
     if forward.phases is not None:
         if configuration.apart:
@@ -133,13 +134,11 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(*forward.weight_strides, forward.first_weight),
         configuration.tall_height,
         *(shape.columns, shape.down, shape.right),
-        *(*configuration.group_shift, *configuration.tile),
+        *(*patch.group_shift, *patch.tile),
         forward.out_size[1] if shape.is_flat else 0,
-        *configuration.phases,
-        *(configuration.patch_rows, configuration.pitch, configuration.row_pixels),
-        *(configuration.lead, configuration.patch_stages),
-        *(configuration.weight_stages, configuration.stores_in_turn),
-        *(configuration.weights_stay, *configuration.tiles),
+        *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
+        *(configuration.lead, rings.patch_stages, rings.weight_stages),
+        *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs, shape.owns_sectors),
         *(configuration.blocks, *phases),
     )
@@ -155,8 +154,8 @@ def template_arguments(
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
     numbers = (
-        *(configuration.block_channels, configuration.piece),
-        *(configuration.ahead, configuration.stage_taps),
+        *(configuration.rings.block_channels, configuration.piece),
+        *(configuration.rings.ahead, configuration.stage_taps),
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK
+from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK, Rings
 from convsmith.kernels.implicit_gemm_phases import MOST_APART
 
 VECTOR = 8
@@ -64,29 +64,6 @@ class BlockUse:
         """Beside the rings."""
         tables = (5 if self.unfolds else 3) * -(-self.pixels // 4) * 4 * 4
         return head_bytes(self.unfolds, self.interleaves) + STAGING_BYTES + tables
-
-
-@dataclass(frozen=True)
-class Rings:
-    """How shared memory is shared out.
-
-    Args:
-        channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: groups of vectors that a loading thread has on their way.
-        patch_stages, weight_stages: of the rings.
-        weights_stay: the ring of weights holds all of them.
-        shared_bytes: of a block.
-        weight_bytes: of a block's filters, all weights.
-    """
-
-    channel_blocks: int
-    block_channels: int
-    ahead: int
-    patch_stages: int
-    weight_stages: int
-    weights_stay: bool
-    shared_bytes: int
-    weight_bytes: int
 
 
 def share_out(use: BlockUse) -> Rings | None:

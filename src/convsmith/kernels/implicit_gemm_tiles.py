@@ -14,6 +14,7 @@ from convsmith.kernels.implicit_gemm_cut import (
     SINGLE_SHAPES,
     Configuration,
     Halves,
+    Patch,
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
@@ -154,55 +155,18 @@ def attempt(
         lead=lead,
         shape=shape,
         tall_height=tall_height,
-        phases=patch.phases,
-        tile=patch.tile,
-        group_shift=patch.group_shift,
-        patch_rows=patch.rows,
-        pitch=patch.pitch,
-        row_pixels=patch.row_pixels,
+        patch=patch,
         vectors=-(-use.channels // VECTOR),
-        channel_blocks=rings.channel_blocks,
-        block_channels=rings.block_channels,
-        ahead=rings.ahead,
-        patch_stages=rings.patch_stages,
-        weight_stages=rings.weight_stages,
-        weights_stay=rings.weights_stay,
+        rings=rings,
         stores_in_turn=stores_in_turn(forward, splits_filters, shape),
         stores_pairs=stores_pairs(forward, shape),
         stores_runs=stores_runs(forward, shape),
         stage_taps=taps.of_stage,
-        padded_taps=taps.most,
         met_taps=sum(taps.counts) / len(taps.counts),
         tiles=tiles,
         blocks=choose_blocks(all_tiles, multiprocessors, len(taps.counts)),
-        shared_bytes=rings.shared_bytes,
         workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
     )
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What a tile of outputs meets of a channel. Pairs are (rows, columns).
-
-    Args:
-        tile: of outputs that are stored.
-        group_shift: from one warpgroup's pixels to the other's.
-        phases: of the stride, that taps meet.
-        rows, pitch: of each phase, in pixels.
-        row_pixels: from a row of taps to the next one of its phase.
-    """
-
-    tile: Pair
-    group_shift: Pair
-    phases: Pair
-    rows: int
-    pitch: int
-    row_pixels: int
-
-    @property
-    def pixels(self) -> int:
-        """Of all phases."""
-        return math.prod(self.phases) * self.rows * self.pitch
 
 
 def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:

@@ -65,13 +65,12 @@ def rounds(forward: Forward, configuration: Configuration) -> int:
 
 def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
-    channels = configuration.channel_blocks * configuration.block_channels
+    channels = configuration.rings.channel_blocks * configuration.rings.block_channels
     terms = channels * configuration.met_taps
     outputs = TILE_OUTPUTS // (2 if configuration.short_sums else 1)
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
-    pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
-    vectors = configuration.vectors * pixels * share_that_meets(forward)
+    vectors = configuration.vectors * configuration.patch.pixels * share_that_meets(forward)
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
