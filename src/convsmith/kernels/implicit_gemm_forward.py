@@ -8,6 +8,8 @@ from dataclasses import dataclass
 from convsmith.kernels.implicit_gemm_phases import MOST_APART, Phases, phase_taps
 from convsmith.spec import ConvSpec, Direction, Pair, Shape
 
+SECTOR_BYTES = 32  # memory reads one that is to be written in part
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -50,6 +52,15 @@ class Forward:
         """Of a sum."""
         taps = math.prod(self.kernel) if self.phases is None else self.phases.most_taps
         return self.channels * taps
+
+    @property
+    def sector(self) -> int:
+        """Elements of a sector of memory."""
+        return SECTOR_BYTES // self.itemsize
+
+    def out_rows_begin_at_multiples_of(self, elements: int) -> bool:
+        """Whether those of all images and filters do, counted from the first one."""
+        return all(step % elements == 0 for step in self.out_strides[:3])
 
 
 def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:

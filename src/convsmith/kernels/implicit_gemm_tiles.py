@@ -21,7 +21,6 @@ from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, s
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Pair, Precision
 
-SECTOR_BYTES = 32
 MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
@@ -184,7 +183,7 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
         return Patch(tile, group_shift, phases, 1, pitch, row_pixels)
     rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
-        tile = (tile[0], tile[1] - SECTOR_BYTES // forward.itemsize)
+        tile = (tile[0], tile[1] - forward.sector)
     return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
 
 
@@ -268,10 +267,9 @@ def stores_pairs(forward: Forward, shape: Halves) -> bool:
     """Whether threads store pairs of neighbours: of rows of whole sectors, or in short rows."""
     if shape.is_flat:
         return False
-    *others, columns = forward.out_strides
-    whole = 2 if shape.is_narrow else SECTOR_BYTES // forward.itemsize
-    aligned = all(step % whole == 0 for step in others)
-    return columns == 1 and forward.out_size[1] % 2 == 0 and aligned
+    has_pairs = forward.out_strides[3] == 1 and forward.out_size[1] % 2 == 0
+    whole = 2 if shape.is_narrow else forward.sector
+    return has_pairs and forward.out_rows_begin_at_multiples_of(whole)
 
 
 def stores_runs(forward: Forward, shape: Halves) -> bool:
@@ -295,8 +293,8 @@ def can_own_sectors(forward: Forward) -> bool:
         return False
     if forward.terms > MOST_TERMS_OF_OWNED:
         return False
-    *others, columns = forward.out_strides
-    return columns == 1 and any(step * forward.itemsize % SECTOR_BYTES for step in others)
+    in_whole_sectors = forward.out_rows_begin_at_multiples_of(forward.sector)
+    return forward.out_strides[3] == 1 and not in_whole_sectors
 
 
 def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:

@@ -81,8 +81,8 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
     slower = 1.0
     if of_long:
-        aligned = is_aligned(forward) and forward.itemsize == 4
-        slower = SHORT_ROWS_OF_LONG if aligned else SHORT_ROWS_OF_LONG_UNALIGNED
+        fill_sectors = eights_share_sectors(forward) and forward.sector == 8
+        slower = SHORT_ROWS_OF_LONG if fill_sectors else SHORT_ROWS_OF_LONG_UNALIGNED
     if forward.phases is not None and configuration.splits_filters:
         slower *= APART if configuration.apart else 1
         slower *= TALL_PHASES if configuration.shape.down > 1 else 1
@@ -98,7 +98,7 @@ def share_that_meets(forward: Forward) -> float:
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
     """Time of storing a tile, in the mean: that of its filters that exist, and some waiting."""
-    aligned = is_aligned(forward)
+    aligned = eights_share_sectors(forward)
     phases = forward.phases
     if phases is not None and phases.fill_rows:
         time = STORE_PHASES_SHORT if configuration.shape.is_narrow else STORE_PHASES_LONG
@@ -116,9 +116,13 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
-def is_aligned(forward: Forward) -> bool:
-    """Whether rows of the output begin where sectors of 32 bytes of float32 do."""
-    return all(step % 8 == 0 for step in forward.out_strides[:3])
+def eights_share_sectors(forward: Forward) -> bool:
+    """Whether eight neighbours, as a short row has, lie in one sector of the output.
+
+    Of long rows it is asked, too. There, of 16 bits, it is half of what ``stores_pairs`` and
+    ``can_own_sectors`` ask for, which is whole sectors.
+    """
+    return forward.out_rows_begin_at_multiples_of(8)
 
 
 def filters_that_exist(forward: Forward, configuration: Configuration) -> float:
