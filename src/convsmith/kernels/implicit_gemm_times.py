@@ -30,7 +30,6 @@ SHORT_ROWS = {1: 420.0, 3: 185.0}
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
 STORE_LONG = 8.5
 STORE_LONG_UNALIGNED = 11.0
-STORE_LONG_OWNED = 8.5
 STORE_SHORT = 11.0
 STORE_SHORT_UNALIGNED = 18.0
 STORE_SINGLE = 25.0
@@ -105,10 +104,9 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = time if phases.stores_vectors else STORE_PHASES_UNALIGNED
     elif configuration.stores_pairs and configuration.shape.is_narrow:
         time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
-    elif configuration.shape.owns_sectors:
-        time = STORE_LONG_OWNED
     elif configuration.stores_pairs or configuration.stores_runs:
-        time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
+        in_sectors = aligned or configuration.shape.owns_sectors
+        time = STORE_LONG if in_sectors else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
     share = 0.5 if configuration.short_sums else 1
