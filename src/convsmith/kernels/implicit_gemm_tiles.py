@@ -280,8 +280,9 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
 
 
 def stores_in_turn(forward: Forward, splits_filters: bool, shape: Halves) -> bool:
-    """Whether warpgroups had better store in turn, as measured: short rows, each its filters'."""
-    return shape.is_narrow and splits_filters and forward.itemsize == 4 and forward.phases is None
+    """Whether warpgroups had better store in turn, as measured: short rows, of own filters."""
+    has_phases = forward.phases is not None
+    return shape.is_narrow and splits_filters and forward.itemsize == 4 and not has_phases
 
 
 def can_own_sectors(forward: Forward) -> bool:
