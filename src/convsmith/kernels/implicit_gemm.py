@@ -8,14 +8,10 @@ import struct
 import torch
 
 from convsmith.kernels.implicit_gemm_cut import Configuration
-from convsmith.kernels.implicit_gemm_forward import forward_of
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forward_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
-from convsmith.kernels.implicit_gemm_tiles import (
-    LEAST_GROUP_CHANNELS,
-    configure_tiles,
-    unfolded_channels,
-)
+from convsmith.kernels.implicit_gemm_tiles import configure_tiles, unfolded_channels
 from convsmith.kernels.implicit_gemm_times import predicted_tiles_ms
 from convsmith.kernels.implicit_gemm_weight import (
     configure_weight,
@@ -51,13 +47,12 @@ def obstacle(spec: ConvSpec) -> str | None:
     if errs_more_than_cudnn(spec):
         return "in the float32 class, its input gradients of groups err more than cuDNN's"
     forward = forward_of(spec)
-    group_channels = forward.channels
-    if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
+    if forward.has_few_channels and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
         return f"its stride has more than {MOST_PHASES} phases"
     taps = math.prod(forward.kernel)
-    if group_channels < LEAST_GROUP_CHANNELS:
+    if forward.has_few_channels:
         taps = max(forward.kernel[0], unfolded_channels(forward) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"

@@ -91,7 +91,7 @@ class Rings:
         patch_stages, weight_stages: of the rings.
         weights_stay: the ring of weights holds all of them.
         shared_bytes: of a block.
-        weight_bytes: of a block's filters, all weights.
+        weight_bytes: all weights of 64 filters.
     """
 
     channel_blocks: int

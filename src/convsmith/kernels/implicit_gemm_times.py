@@ -57,7 +57,7 @@ def predicted_tiles_ms(
 
 
 def rounds(forward: Forward, configuration: Configuration) -> int:
-    """Tiles that a block goes over, the longest."""
+    """Tiles that a block goes over, the one with the most."""
     tiles = math.prod(configuration.tiles) * forward.groups * configuration.filter_blocks
     return -(-tiles // configuration.blocks)
 
