@@ -8,14 +8,10 @@ import struct
 import torch
 
 from convsmith.kernels.implicit_gemm_cut import Configuration
-from convsmith.kernels.implicit_gemm_forward import forward_of
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forward_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
-from convsmith.kernels.implicit_gemm_tiles import (
-    LEAST_GROUP_CHANNELS,
-    configure_tiles,
-    unfolded_channels,
-)
+from convsmith.kernels.implicit_gemm_tiles import configure_tiles, unfolded_channels
 from convsmith.kernels.implicit_gemm_times import predicted_tiles_ms
 from convsmith.kernels.implicit_gemm_weight import (
     configure_weight,
@@ -51,13 +47,12 @@ def obstacle(spec: ConvSpec) -> str | None:
     if errs_more_than_cudnn(spec):
         return "in the float32 class, its input gradients of groups err more than cuDNN's"
     forward = forward_of(spec)
-    group_channels = forward.channels
-    if group_channels < LEAST_GROUP_CHANNELS and spec.groups > 1:
+    if forward.has_few_channels and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
         return f"its stride has more than {MOST_PHASES} phases"
     taps = math.prod(forward.kernel)
-    if group_channels < LEAST_GROUP_CHANNELS:
+    if forward.has_few_channels:
         taps = max(forward.kernel[0], unfolded_channels(forward) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
@@ -111,7 +106,7 @@ def reason(configuration: Configuration | WeightConfiguration) -> str:
     rows, columns = configuration.tiles
     return (
         f"{rows} x {columns} tiles, {configuration.products} product(s), "
-        f"{configuration.shared_bytes / 1024:.0f} KiB shared"
+        f"{configuration.rings.shared_bytes / 1024:.0f} KiB shared"
     )
 
 
@@ -120,6 +115,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
     if isinstance(configuration, WeightConfiguration):
         return weight_problem(spec, configuration)
     forward, shape = forward_of(spec, configuration.apart), configuration.shape
+    patch, rings = configuration.patch, configuration.rings
     filters, phases = forward.filters, no_phases()
     if forward.phases is not None:
         if configuration.apart:
@@ -133,13 +129,11 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(*forward.weight_strides, forward.first_weight),
         configuration.tall_height,
         *(shape.columns, shape.down, shape.right),
-        *(*configuration.group_shift, *configuration.tile),
+        *(*patch.group_shift, *patch.tile),
         forward.out_size[1] if shape.is_flat else 0,
-        *configuration.phases,
-        *(configuration.patch_rows, configuration.pitch, configuration.row_pixels),
-        *(configuration.lead, configuration.patch_stages),
-        *(configuration.weight_stages, configuration.stores_in_turn),
-        *(configuration.weights_stay, *configuration.tiles),
+        *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
+        *(configuration.lead, rings.patch_stages, rings.weight_stages),
+        *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_runs, shape.owns_sectors),
         *(configuration.blocks, *phases),
     )
@@ -155,8 +149,8 @@ def template_arguments(
     splits = str(configuration.splits_filters).lower()
     unfolds = str(configuration.unfolds).lower()
     numbers = (
-        *(configuration.block_channels, configuration.piece),
-        *(configuration.ahead, configuration.stage_taps),
+        *(configuration.rings.block_channels, configuration.piece),
+        *(configuration.rings.ahead, configuration.stage_taps),
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases

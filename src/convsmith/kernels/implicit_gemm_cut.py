@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 from convsmith.spec import Pair
@@ -56,6 +57,54 @@ FLAT_SINGLE_SHAPES = (*SINGLE_SHAPES, Halves(128, 0, 0, is_flat=True))
 
 
 @dataclass(frozen=True)
+class Patch:
+    """What a tile of outputs meets of a channel. Pairs are (rows, columns).
+
+    Args:
+        tile: of outputs that are stored.
+        group_shift: from one warpgroup's pixels to the other's.
+        phases: of the stride, that taps meet.
+        rows, pitch: of each phase, in pixels.
+        row_pixels: from a row of taps to the next one of its phase.
+    """
+
+    tile: Pair
+    group_shift: Pair
+    phases: Pair
+    rows: int
+    pitch: int
+    row_pixels: int
+
+    @property
+    def pixels(self) -> int:
+        """Of all phases."""
+        return math.prod(self.phases) * self.rows * self.pitch
+
+
+@dataclass(frozen=True)
+class Rings:
+    """How shared memory is shared out.
+
+    Args:
+        channel_blocks, block_channels: patches of a tile, and channels of a patch.
+        ahead: groups of vectors that a loading thread has on their way.
+        patch_stages, weight_stages: of the rings.
+        weights_stay: the ring of weights holds all of them.
+        shared_bytes: of a block.
+        weight_bytes: all weights of 64 filters.
+    """
+
+    channel_blocks: int
+    block_channels: int
+    ahead: int
+    patch_stages: int
+    weight_stages: int
+    weights_stay: bool
+    shared_bytes: int
+    weight_bytes: int
+
+
+@dataclass(frozen=True)
 class Configuration:
     """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
 
@@ -70,22 +119,15 @@ class Configuration:
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the two halves of a tile.
         tall_height: padded input rows of an image.
-        phases: of the stride, that taps meet.
-        tile: of outputs.
-        group_shift: from one warpgroup's pixels to the other's.
-        patch_rows, pitch: of each phase of a patch, in pixels.
-        row_pixels: from a row of taps to the next one of its phase.
+        patch: what a tile meets of the input.
         vectors: of channels, that are loaded for a pixel of all patches.
-        channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: groups of vectors that a loading thread has on their way.
-        patch_stages, weight_stages, stage_taps: of the rings in shared memory.
-        weights_stay: the ring of weights holds all of them.
+        rings: how shared memory is shared out.
         stores_in_turn: the warpgroups do, so that one multiplies meanwhile.
-        met_taps: of a tile, in the mean, with those that fill its last stage.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
+        stage_taps: of a stage of weights.
+        met_taps: of a tile, in the mean, with those that fill its last stage.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
-        shared_bytes: of a block.
         workspace_bytes: packed weights.
     """
 
@@ -99,28 +141,16 @@ class Configuration:
     lead: int
     shape: Halves
     tall_height: int
-    phases: Pair
-    tile: Pair
-    group_shift: Pair
-    patch_rows: int
-    pitch: int
-    row_pixels: int
+    patch: Patch
     vectors: int
-    channel_blocks: int
-    block_channels: int
-    ahead: int
-    patch_stages: int
-    weight_stages: int
-    weights_stay: bool
+    rings: Rings
     stores_in_turn: bool
     stores_pairs: bool
     stores_runs: bool
     stage_taps: int
-    padded_taps: int
     met_taps: float
     tiles: Pair
     blocks: int
-    shared_bytes: int
     workspace_bytes: int
 
     @property

@@ -8,6 +8,9 @@ from dataclasses import dataclass
 from convsmith.kernels.implicit_gemm_phases import MOST_APART, Phases, phase_taps
 from convsmith.spec import ConvSpec, Direction, Pair, Shape
 
+LEAST_GROUP_CHANNELS = 8  # of a group that is not unfolded
+SECTOR_BYTES = 32  # memory reads one that is to be written in part
+
 
 @dataclass(frozen=True)
 class Forward:
@@ -23,7 +26,7 @@ class Forward:
         first_weight: where the first tap lies.
         phases: of an input gradient of a stride. Its filters are x's channels in every phase;
             those of one row phase, where these are apart.
-        tap_counts: of filters that have blocks of their own.
+        tap_counts: of each kind of filters; row phases that are apart are kinds.
     """
 
     itemsize: int
@@ -50,6 +53,20 @@ class Forward:
         """Of a sum."""
         taps = math.prod(self.kernel) if self.phases is None else self.phases.most_taps
         return self.channels * taps
+
+    @property
+    def has_few_channels(self) -> bool:
+        """Whether they are unfolded."""
+        return self.channels < LEAST_GROUP_CHANNELS
+
+    @property
+    def sector(self) -> int:
+        """Elements of a sector of memory."""
+        return SECTOR_BYTES // self.itemsize
+
+    def out_rows_begin_at_multiples_of(self, elements: int) -> bool:
+        """Whether those of all images and filters do, counted from the first one."""
+        return all(step % elements == 0 for step in self.out_strides[:3])
 
 
 def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:

@@ -4,10 +4,10 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK
+from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK, Rings
 from convsmith.kernels.implicit_gemm_phases import MOST_APART
 
-VECTOR = 8
+VECTOR = 8  # channels
 WGMMA_TERMS = 16
 MOST_STAGES = 32
 LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
@@ -15,7 +15,7 @@ MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
 SHARED_BYTES = 227 * 1024
-STAGING_BYTES = 8 * 8 * (HALF + 8) * 4
+STAGING_BYTES = 8 * 8 * (HALF + 8) * 4  # of eight warps, eight filters each
 
 
 @dataclass(frozen=True)
@@ -66,29 +66,6 @@ class BlockUse:
         return head_bytes(self.unfolds, self.interleaves) + STAGING_BYTES + tables
 
 
-@dataclass(frozen=True)
-class Rings:
-    """How shared memory is shared out.
-
-    Args:
-        channel_blocks, block_channels: patches of a tile, and channels of a patch.
-        ahead: groups of vectors that a loading thread has on their way.
-        patch_stages, weight_stages: of the rings.
-        weights_stay: the ring of weights holds all of them.
-        shared_bytes: of a block.
-        weight_bytes: of a block's filters, all weights.
-    """
-
-    channel_blocks: int
-    block_channels: int
-    ahead: int
-    patch_stages: int
-    weight_stages: int
-    weights_stay: bool
-    shared_bytes: int
-    weight_bytes: int
-
-
 def share_out(use: BlockUse) -> Rings | None:
     """The best rings that fit, or None."""
     choices = rings_to_try(use.channels, use.has_few_taps)
@@ -119,17 +96,17 @@ def share_out(use: BlockUse) -> Rings | None:
     return None
 
 
-def rings_to_try(channels: int, of_few_taps: bool) -> list[tuple[int, int, int]]:
+def rings_to_try(channels: int, has_few_taps: bool) -> list[tuple[int, int, int]]:
     """(channels of a patch, patches, stages of weights; 0 for all), the best first.
 
     Of few taps, several instructions' channels make a patch, so that it is worth a barrier.
     """
     whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
-    blocks = sorted({min(whole, 64), min(whole, 32), 16}, reverse=True) if of_few_taps else [16]
+    blocks = {min(whole, 64), min(whole, 32), 16} if has_few_taps else {16}
     return [
         (block, patches, weights)
         for choice in ((4, 3), (2,), (1,))
-        for block in blocks
+        for block in sorted(blocks, reverse=True)
         for weights in (0, 4, 3, 2)
         for patches in choice
     ]

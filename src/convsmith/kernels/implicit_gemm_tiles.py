@@ -14,17 +14,16 @@ from convsmith.kernels.implicit_gemm_cut import (
     SINGLE_SHAPES,
     Configuration,
     Halves,
+    Patch,
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
 from convsmith.kernels.implicit_gemm_times import rounds, tile_us
 from convsmith.spec import ConvSpec, Direction, Pair, Precision
 
-SECTOR_BYTES = 32
 MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
-LEAST_GROUP_CHANNELS = 8
 LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 288}  # terms
 SMALL_PLANE = 32  # rows and columns
 MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
@@ -47,7 +46,7 @@ def fitting_tilings(
 ) -> list[Configuration]:
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
-    flat = has_few_channels(forward) and forward.phases is None
+    flat = forward.has_few_channels and forward.phases is None
     if sums.short:
         shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if flat else SINGLE_SHAPES
     else:
@@ -71,12 +70,12 @@ class Sums:
     Args:
         products: of 16-bit operands that make one.
         short: the tensor cores' are of 16 terms, and some of them are added up apart.
-        stage_taps: the most taps that the tensor cores sum up: they truncate.
+        most_stage_taps: that the tensor cores sum up, for they truncate.
     """
 
     products: int
     short: bool
-    stage_taps: int
+    most_stage_taps: int
 
 
 def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
@@ -111,7 +110,7 @@ def attempt(
     if shape.owns_sectors and not can_own_sectors(forward):
         return None
     patch, taps = patch_of(forward, splits_filters, shape), taps_of(forward, sums)
-    stride, itemsize = forward.stride, forward.itemsize
+    stride = forward.stride
     if patch.rows * stride[0] >= MOST_PATCH_ROWS:
         return None
     if patch.pitch * stride[1] >= MOST_PATCH_COLUMNS:
@@ -120,10 +119,10 @@ def attempt(
         return None
     block_filters = ROWS_OF_BLOCK * (2 if splits_filters else 1)
     filter_blocks = len(taps.counts) * -(-forward.filters // block_filters)
-    unfolds = has_few_channels(forward)
+    unfolds = forward.has_few_channels
     use = BlockUse(
         products=sums.products,
-        itemsize=itemsize,
+        itemsize=forward.itemsize,
         channels=unfolded_channels(forward) if unfolds else forward.channels,
         unfolds=unfolds,
         interleaves=forward.phases is not None,
@@ -154,55 +153,18 @@ def attempt(
         lead=lead,
         shape=shape,
         tall_height=tall_height,
-        phases=patch.phases,
-        tile=patch.tile,
-        group_shift=patch.group_shift,
-        patch_rows=patch.rows,
-        pitch=patch.pitch,
-        row_pixels=patch.row_pixels,
+        patch=patch,
         vectors=-(-use.channels // VECTOR),
-        channel_blocks=rings.channel_blocks,
-        block_channels=rings.block_channels,
-        ahead=rings.ahead,
-        patch_stages=rings.patch_stages,
-        weight_stages=rings.weight_stages,
-        weights_stay=rings.weights_stay,
+        rings=rings,
         stores_in_turn=stores_in_turn(forward, splits_filters, shape),
         stores_pairs=stores_pairs(forward, shape),
         stores_runs=stores_runs(forward, shape),
         stage_taps=taps.of_stage,
-        padded_taps=taps.most,
         met_taps=sum(taps.counts) / len(taps.counts),
         tiles=tiles,
         blocks=choose_blocks(all_tiles, multiprocessors, len(taps.counts)),
-        shared_bytes=rings.shared_bytes,
         workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
     )
-
-
-@dataclass(frozen=True)
-class Patch:
-    """What a tile of outputs meets of a channel. Pairs are (rows, columns).
-
-    Args:
-        tile: of outputs that are stored.
-        group_shift: from one warpgroup's pixels to the other's.
-        phases: of the stride, that taps meet.
-        rows, pitch: of each phase, in pixels.
-        row_pixels: from a row of taps to the next one of its phase.
-    """
-
-    tile: Pair
-    group_shift: Pair
-    phases: Pair
-    rows: int
-    pitch: int
-    row_pixels: int
-
-    @property
-    def pixels(self) -> int:
-        """Of all phases."""
-        return math.prod(self.phases) * self.rows * self.pitch
 
 
 def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
@@ -220,13 +182,13 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
         return Patch(tile, group_shift, phases, 1, pitch, row_pixels)
     rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
-        tile = (tile[0], tile[1] - SECTOR_BYTES // forward.itemsize)
+        tile = (tile[0], tile[1] - forward.sector)
     return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
 
 
 def met_phases(forward: Forward) -> tuple[Pair, Pair]:
     """Phases of the stride that taps meet, and how many pixels those of a phase reach over."""
-    unfolds = has_few_channels(forward)
+    unfolds = forward.has_few_channels
     if forward.phases is not None:
         return (1, 1), (forward.reach[0], 0 if unfolds else forward.reach[1])
     phases, reach = [1, 1], [0, 0]
@@ -259,9 +221,9 @@ class StagedTaps:
 
 def taps_of(forward: Forward, sums: Sums) -> StagedTaps:
     """Of unfolded channels, each column of the filter is a channel, and only rows are taps."""
-    columns = forward.kernel[1] if has_few_channels(forward) else 1
+    columns = forward.kernel[1] if forward.has_few_channels else 1
     counts = tuple(count // columns for count in forward.tap_counts)
-    of_stage = choose_stage_taps(counts, sums.stage_taps)
+    of_stage = choose_stage_taps(counts, sums.most_stage_taps)
     return StagedTaps(of_stage, tuple(-(-count // of_stage) * of_stage for count in counts))
 
 
@@ -273,27 +235,22 @@ def count_tiles(forward: Forward, tall_out: int, tile: Pair, shape: Halves) -> P
     return (-(-rows // tile[0]), -(-columns // tile[1]))
 
 
-def has_few_channels(forward: Forward) -> bool:
-    """Whether they are unfolded."""
-    return forward.channels < LEAST_GROUP_CHANNELS
-
-
-def unfolded_channels(spec: Forward) -> int:
+def unfolded_channels(forward: Forward) -> int:
     """Where there are few: each with each of the filter's columns, which fill whole vectors."""
-    return spec.channels * -(-spec.kernel[1] // VECTOR) * VECTOR
+    return forward.channels * -(-forward.kernel[1] // VECTOR) * VECTOR
 
 
-def choose_piece(spec: Forward) -> tuple[int, int]:
+def choose_piece(forward: Forward) -> tuple[int, int]:
     """Elements of an unfolded vector that are copied as one; zeros before its filter's columns.
 
     Pieces lie in memory as such copies must, and are within the image or beyond it.
     """
-    if spec.itemsize != 4 or spec.dilation[1] != 1 or spec.in_strides[3] != 1:
+    if forward.itemsize != 4 or forward.dilation[1] != 1 or forward.in_strides[3] != 1:
         return 1, 0
-    columns = spec.kernel[1]
+    columns = forward.kernel[1]
     for piece in (4, 2):
-        lead = -spec.padding[1] % piece
-        steps = (spec.stride[1], spec.in_size[1], *spec.in_strides[:3])
+        lead = -forward.padding[1] % piece
+        steps = (forward.stride[1], forward.in_size[1], *forward.in_strides[:3])
         fits = -(-(columns + lead) // VECTOR) == -(-columns // VECTOR)
         if fits and all(step % piece == 0 for step in steps):
             return piece, lead
@@ -304,10 +261,9 @@ def stores_pairs(forward: Forward, shape: Halves) -> bool:
     """Whether threads store pairs of neighbours: of rows of whole sectors, or in short rows."""
     if shape.is_flat:
         return False
-    *others, columns = forward.out_strides
-    whole = 2 if shape.is_narrow else SECTOR_BYTES // forward.itemsize
-    aligned = all(step % whole == 0 for step in others)
-    return columns == 1 and forward.out_size[1] % 2 == 0 and aligned
+    has_pairs = forward.out_strides[3] == 1 and forward.out_size[1] % 2 == 0
+    whole = 2 if shape.is_narrow else forward.sector
+    return has_pairs and forward.out_rows_begin_at_multiples_of(whole)
 
 
 def stores_runs(forward: Forward, shape: Halves) -> bool:
@@ -318,12 +274,13 @@ def stores_runs(forward: Forward, shape: Halves) -> bool:
 
 
 def stores_in_turn(forward: Forward, splits_filters: bool, shape: Halves) -> bool:
-    """Whether warpgroups had better store in turn, as measured: short rows, each its filters'."""
-    return shape.is_narrow and splits_filters and forward.itemsize == 4 and forward.phases is None
+    """Whether warpgroups had better store in turn, as measured: short rows, of own filters."""
+    has_phases = forward.phases is not None
+    return shape.is_narrow and splits_filters and forward.itemsize == 4 and not has_phases
 
 
 def can_own_sectors(forward: Forward) -> bool:
-    """Whether tiles of long rows would store sectors in part that their neighbours could.
+    """Whether tiles of long rows would share sectors, and had better own them.
 
     Storing has to be what takes longest: sums of few terms.
     """
@@ -331,8 +288,8 @@ def can_own_sectors(forward: Forward) -> bool:
         return False
     if forward.terms > MOST_TERMS_OF_OWNED:
         return False
-    *others, columns = forward.out_strides
-    return columns == 1 and any(step * forward.itemsize % SECTOR_BYTES for step in others)
+    in_whole_sectors = forward.out_rows_begin_at_multiples_of(forward.sector)
+    return forward.out_strides[3] == 1 and not in_whole_sectors
 
 
 def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:

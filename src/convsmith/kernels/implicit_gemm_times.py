@@ -30,7 +30,6 @@ SHORT_ROWS = {1: 420.0, 3: 185.0}
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
 STORE_LONG = 8.5
 STORE_LONG_UNALIGNED = 11.0
-STORE_LONG_OWNED = 8.5
 STORE_SHORT = 11.0
 STORE_SHORT_UNALIGNED = 18.0
 STORE_SINGLE = 25.0
@@ -58,20 +57,19 @@ def predicted_tiles_ms(
 
 
 def rounds(forward: Forward, configuration: Configuration) -> int:
-    """Tiles that a block goes over, the longest."""
+    """Tiles that a block goes over, the one with the most."""
     tiles = math.prod(configuration.tiles) * forward.groups * configuration.filter_blocks
     return -(-tiles // configuration.blocks)
 
 
 def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
-    channels = configuration.channel_blocks * configuration.block_channels
+    channels = configuration.rings.channel_blocks * configuration.rings.block_channels
     terms = channels * configuration.met_taps
     outputs = TILE_OUTPUTS // (2 if configuration.short_sums else 1)
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
-    pixels = math.prod(configuration.phases) * configuration.patch_rows * configuration.pitch
-    vectors = configuration.vectors * pixels * share_that_meets(forward)
+    vectors = configuration.vectors * configuration.patch.pixels * share_that_meets(forward)
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
@@ -82,8 +80,8 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
     slower = 1.0
     if of_long:
-        aligned = is_aligned(forward) and forward.itemsize == 4
-        slower = SHORT_ROWS_OF_LONG if aligned else SHORT_ROWS_OF_LONG_UNALIGNED
+        fill_sectors = eights_share_sectors(forward) and forward.sector == 8
+        slower = SHORT_ROWS_OF_LONG if fill_sectors else SHORT_ROWS_OF_LONG_UNALIGNED
     if forward.phases is not None and configuration.splits_filters:
         slower *= APART if configuration.apart else 1
         slower *= TALL_PHASES if configuration.shape.down > 1 else 1
@@ -99,17 +97,16 @@ def share_that_meets(forward: Forward) -> float:
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
     """Time of storing a tile, in the mean: that of its filters that exist, and some waiting."""
-    aligned = is_aligned(forward)
+    aligned = eights_share_sectors(forward)
     phases = forward.phases
     if phases is not None and phases.fill_rows:
         time = STORE_PHASES_SHORT if configuration.shape.is_narrow else STORE_PHASES_LONG
         time = time if phases.stores_vectors else STORE_PHASES_UNALIGNED
     elif configuration.stores_pairs and configuration.shape.is_narrow:
         time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
-    elif configuration.shape.owns_sectors:
-        time = STORE_LONG_OWNED
     elif configuration.stores_pairs or configuration.stores_runs:
-        time = STORE_LONG if aligned else STORE_LONG_UNALIGNED
+        in_sectors = aligned or configuration.shape.owns_sectors
+        time = STORE_LONG if in_sectors else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
     share = 0.5 if configuration.short_sums else 1
@@ -117,9 +114,13 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
-def is_aligned(forward: Forward) -> bool:
-    """Whether rows of the output begin where sectors of 32 bytes of float32 do."""
-    return all(step % 8 == 0 for step in forward.out_strides[:3])
+def eights_share_sectors(forward: Forward) -> bool:
+    """Whether eight neighbours, as a short row has, lie in one sector of the output.
+
+    Of long rows it is asked, too. There, of 16 bits, it is half of what ``stores_pairs`` and
+    ``can_own_sectors`` ask for, which is whole sectors.
+    """
+    return forward.out_rows_begin_at_multiples_of(8)
 
 
 def filters_that_exist(forward: Forward, configuration: Configuration) -> float:
