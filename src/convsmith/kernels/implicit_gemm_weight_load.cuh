@@ -406,17 +406,13 @@ class RowLoader {
             float sums[kVector] = {};
             // Some vectors at once, so that each need not wait for its own values.
             Taps taps{};
-            const auto turn = [&](auto are_whole, auto is_unfolded, int first) {
-                constexpr bool kAreWhole = decltype(are_whole)::value;
+            const auto turn = [&](auto count, auto is_unfolded, int first) {
+                constexpr int kCount = decltype(count)::value;
                 constexpr bool kIsUnfolded = decltype(is_unfolded)::value;
-                T values[S::kAtOnce][kVector];
+                T values[kCount][kVector];
 #pragma unroll
-                for (int i = 0; i < S::kAtOnce; ++i) {
-                    const int number = first + i * 32 + lane_;
-                    Pixel pixel{0, 0, false};
-                    if (kAreWhole || number < pixels) {
-                        pixel = pixel_of<kIsUnfolded>(row, table, number);
-                    }
+                for (int i = 0; i < kCount; ++i) {
+                    const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
                     const T* taken[S::kVectorChannels];
                     if constexpr (kIsUnfolded) {
                         int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
@@ -445,8 +441,7 @@ class RowLoader {
                     }
                 }
 #pragma unroll
-                for (int i = 0; i < S::kAtOnce; ++i) {
-                    if (!kAreWhole && first + i * 32 + lane_ >= pixels) continue;
+                for (int i = 0; i < kCount; ++i) {
                     write_operands<S, false>(values[i], factor, vectors + first + i * 32, low,
                                              &largest);
                     if (sums_bias_ && !is_x) {
@@ -459,9 +454,12 @@ class RowLoader {
                 int first = 0;
 #pragma unroll 1
                 for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
-                    turn(std::true_type{}, is_unfolded, first);
+                    turn(std::integral_constant<int, S::kAtOnce>{}, is_unfolded, first);
                 }
-                if (first < pixels) turn(std::false_type{}, is_unfolded, first);
+#pragma unroll 1
+                for (; first + lane_ < pixels; first += 32) {
+                    turn(std::integral_constant<int, 1>{}, is_unfolded, first);
+                }
             };
             if (S::kUnfolds && is_x) {
                 taps = taps_of(slice);
