@@ -361,6 +361,55 @@ class RowLoader {
                static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
+    // Reads the values of pixels, the first one's number and every 32nd one from there on, of an
+    // unfolded slice that has arrived. `begin` and `of_channel` say, in elements, how far a
+    // channel's row lies beyond a multiple of 16 bytes.
+    template <int kCount>
+    __device__ __forceinline__ void unfold(const Row& row, const Taps& taps, const T* loaded,
+                                           int begin, int of_channel, int of_image, int first,
+                                           T (&values)[kCount][kVector]) const {
+        const int row_values = head_.tensors[1].load_bytes / static_cast<int>(sizeof(T));
+        const int* table = table_of(true);
+        Pixel pixels[kCount];
+        const T* taken[kCount][S::kVectorChannels];
+        bool all_exist = taps.count >= S::kLanesOfVector;
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            const Pixel pixel = pixels[i] = pixel_of<true>(row, table, first + i * 32);
+            int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
+            int place = row_values * pixel.segment + pixel.column + taps.first;
+#pragma unroll
+            for (int c = 0; c < S::kVectorChannels; ++c) {
+                taken[i][c] = loaded + place + (shift & (kAligned - 1));
+                shift += of_channel;
+                place += row_values * static_cast<int>(problem_.segments);
+            }
+            all_exist = all_exist && meets(row, pixel, taps, 0) &&
+                        meets(row, pixel, taps, S::kLanesOfVector - 1);
+        }
+        if (all_exist) {
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    const int tap = c % S::kLanesOfVector;
+                    values[i][c] = taken[i][c / S::kLanesOfVector][tap * taps.step];
+                }
+            }
+            return;
+        }
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                const int tap = c % S::kLanesOfVector;
+                values[i][c] = meets(row, pixels[i], taps, tap)
+                                   ? taken[i][c / S::kLanesOfVector][tap * taps.step]
+                                   : Element<T>::narrow(0);
+            }
+        }
+    }
+
     // Writes a row's operands; this thread's largest magnitude, or infinity or NaN.
     __device__ __forceinline__ float bring(bool is_x, const Row& row, Operands* to, int exponent) {
         const auto& tensor = head_.tensors[is_x];
@@ -410,33 +459,20 @@ class RowLoader {
                 constexpr int kCount = decltype(count)::value;
                 constexpr bool kIsUnfolded = decltype(is_unfolded)::value;
                 T values[kCount][kVector];
+                if constexpr (kIsUnfolded) {
+                    unfold(row, taps, loaded, begin, of_channel, of_image, first + lane_, values);
+                } else {
 #pragma unroll
-                for (int i = 0; i < kCount; ++i) {
-                    const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
-                    const T* taken[S::kVectorChannels];
-                    if constexpr (kIsUnfolded) {
-                        int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
-                        int place = row_values * pixel.segment + pixel.column + taps.first;
+                    for (int i = 0; i < kCount; ++i) {
+                        const Pixel pixel = pixel_of<false>(row, table, first + i * 32 + lane_);
+                        if constexpr (S::kSideBySide) find_offsets(pixel.segment);
 #pragma unroll
-                        for (int c = 0; c < S::kVectorChannels; ++c) {
-                            taken[c] = loaded + place + (shift & (kAligned - 1));
-                            shift += of_channel;
-                            place += row_values * static_cast<int>(problem_.segments);
-                        }
-                    } else if constexpr (S::kSideBySide) {
-                        find_offsets(pixel.segment);
-                    }
-#pragma unroll
-                    for (int c = 0; c < kVector; ++c) {
-                        values[i][c] = Element<T>::narrow(0);
-                        if constexpr (kIsUnfolded) {
-                            const int tap = c % S::kLanesOfVector;
-                            if (meets(row, pixel, taps, tap)) {
-                                values[i][c] = taken[c / S::kLanesOfVector][tap * taps.step];
+                        for (int c = 0; c < kVector; ++c) {
+                            values[i][c] = Element<T>::narrow(0);
+                            if (pixel.exists) {
+                                values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
+                                                           : loaded[offsets[c] + pixel.column];
                             }
-                        } else if (pixel.exists) {
-                            values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
-                                                       : loaded[offsets[c] + pixel.column];
                         }
                     }
                 }
