@@ -164,7 +164,7 @@ def test_a_plan_tells_why() -> None:
     large = spec((8, 32, 512, 512), 64, (5, 9), direction=Direction.GRAD_WEIGHT)
     plan = planner.plan_for(large, H200)
     text = str(plan)
-    kernel, cut = "runs implicit_gemm", "unit_taps=9"
+    kernel, cut = "runs implicit_gemm", "unit_taps=15"
     for part in ("NVIDIA H200", "floor", kernel, "torch", "blocks", "cuDNN", cut):
         assert part in text
     assert "convsmith_launch" in plan.source

@@ -13,9 +13,9 @@ from convsmith.spec import ConvSpec, Direction, Precision
 
 _FLOAT32_CLASSES = (Precision.TF32, Precision.FLOAT32)
 _H200_FP32_TFLOPS = 50.9  # of the GPU on which the times per element were measured
-_CONVERTING_BEGINS_MS = 0.008  # kernels that follow one another
-_CONVERTED_BEGINS_MS = 0.010  # and the convolution, of what they have brought
+_CONVERSION_BEGINS_MS = 0.018  # kernels that follow one another, and wait for their last blocks
 _MANY_CHANNELS = 128
+_FEW_CHANNELS = 8
 _LARGE_PLANE = 2**20
 
 
@@ -80,7 +80,9 @@ def _tensor_core_share(spec: ConvSpec) -> float:
     if spec.direction is Direction.GRAD_WEIGHT:
         if spec.groups > 1:
             return min(0.0045 * filled, 0.5)
-        return min(0.06 + 0.004 * filled, 0.36 + 0.0003 * filled)
+        share = min(0.06 + 0.004 * filled, 0.36 + 0.0003 * filled)
+        share *= 0.65 if spec.out_channels <= 32 else 1
+        return share * (0.8 if spec.dilation != (1, 1) else 1)
     width = _resulting(spec)
     if spec.groups > 1:
         return min(0.005 * width, 0.85)
@@ -121,10 +123,7 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
     if spec.dtype.itemsize == 2:
         slower = 1.5 if spec.direction is Direction.GRAD_WEIGHT else 1.25
     copies_ms = slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
-    begins_ms = _CONVERTING_BEGINS_MS
-    if spec.direction is not Direction.GRAD_WEIGHT:
-        begins_ms += _CONVERTED_BEGINS_MS
-    return copies_ms + begins_ms
+    return copies_ms + _CONVERSION_BEGINS_MS
 
 
 def _depthwise_ms(spec: ConvSpec) -> float:
@@ -174,7 +173,7 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
         return min(0.1 + 0.0037 * filled, 0.45 if filled < 400 else 0.57), "a matrix product"
     if taps <= 9 and plain:
         return min(max(0.0113 * filled, 0.75), 2.8), "Winograd or implicit product"
-    return 0.66, "implicit product"
+    return 0.66 if _summed(spec) >= _FEW_CHANNELS else 0.42, "implicit product"
 
 
 def _float32_forward_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:

@@ -46,7 +46,7 @@ DEPTHWISE = (
 # Likewise of the implicit_gemm family, with the bytes that each may spill: counters and addresses
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
-    ("kb55", Direction.FORWARD, Precision.TF32, 28),
+    ("kb55", Direction.FORWARD, Precision.TF32, 0),
     ("kb55", Direction.FORWARD, Precision.FLOAT32, 152),
     ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
     ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
@@ -56,14 +56,15 @@ IMPLICIT_GEMM = (
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 44),  # phases that share blocks
     ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 64),
     ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 40),  # row phases apart
-    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 76),
-    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 388),
-    ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 64),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 24),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 374),
+    ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 16),
+    ("kb62", Direction.GRAD_WEIGHT, Precision.TF32, 236),  # fifteen units
     ("kb63", Direction.GRAD_WEIGHT, Precision.FLOAT32, 0),
     ("kb86", Direction.GRAD_WEIGHT, Precision.TF32, 0),
     ("rn50_l2_3x3s2", Direction.GRAD_WEIGHT, Precision.TF32, 8),
-    ("rn50_stem", Direction.GRAD_WEIGHT, Precision.TF32, 76),  # few channels
-    ("kb50", Direction.GRAD_WEIGHT, Precision.FLOAT32, 68),  # likewise
+    ("rn50_stem", Direction.GRAD_WEIGHT, Precision.TF32, 12),  # few channels
+    ("kb50", Direction.GRAD_WEIGHT, Precision.FLOAT32, 258),  # likewise, and 33 units
 )
 LAYERS = {layer.name: layer for layer in CORE}
 

@@ -89,15 +89,15 @@ struct Slice {
     // Of several images: each lane has a channel's row of one, or shares it with its neighbours.
     __device__ __forceinline__ void copy_images(unsigned char* to, int lane) const {
         const int rows = rooms() * images;
-        int sharing = 1;
-        while (2 * sharing * rows <= 32) sharing *= 2;
+        int sharing = 0;  // two to the power of it
+        while (rows << (sharing + 1) <= 32) ++sharing;
 #pragma unroll 1
-        for (int i = lane / sharing; i < rows; i += 32 / sharing) {
+        for (int i = lane >> sharing; i < rows; i += 32 >> sharing) {
             const int c = i % rooms(), segment = i / rooms();
             const std::uintptr_t from = begin + c * of_channel + segment * of_image;
             unsigned char* there = to + (c * segments + segment) * row_bytes;
 #pragma unroll 4
-            for (int at = lane % sharing * 16; at < row_bytes; at += sharing * 16) {
+            for (int at = (lane & ((1 << sharing) - 1)) * 16; at < row_bytes; at += 16 << sharing) {
                 const std::uintptr_t first = floor_of(from) + at;
                 if (first < from + bytes) {
                     copy_piece(there + at, first, c < channels);

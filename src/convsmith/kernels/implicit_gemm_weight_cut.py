@@ -25,7 +25,7 @@ LEAST_LOADED_BYTES = 16 * 1024
 # By the number of products: of three, some registers are kept in memory, which the first-level
 # cache holds in what shared memory leaves of it.
 BLOCK_BYTES = {1: 227 * 1024, 3: 188 * 1024}
-WEIGHT_HEAD_BYTES = 1536  # kHeadBytes of implicit_gemm_weight_problem.cuh
+WEIGHT_HEAD_BYTES = 1792  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
 FEW_SUMS = 96  # channels of all units of a multiplying warpgroup, that leave registers
@@ -36,8 +36,8 @@ LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 class WeightGeometry:
     """A weight gradient's numbers. Pairs are (rows, columns).
 
-    Few channels are unfolded: each has some neighbouring taps of a filter row as channels of its
-    own, its lanes, so that filters have fewer columns.
+    Few channels are unfolded: each has some neighbouring taps of a filter row as channels of
+    its own, its lanes, so that filters have fewer columns.
 
     Args:
         batch, groups: images; channels and filters are of a group.
@@ -101,6 +101,7 @@ class WeightConfiguration:
         lanes: that an unfolded channel has; 0 where none is.
         phases: of the horizontal stride, that taps meet.
         line_step: rows of outputs from a line to the next one that meets the same rows of x.
+        strip_lines: such lines of an image, on average.
         row_step: rows of x from one that such lines meet to the next.
         span, advance: rows of x that a line meets, and that are new in the next one.
         lines, rows: of the rings in shared memory.
@@ -127,6 +128,7 @@ class WeightConfiguration:
     lanes: int
     phases: int
     line_step: int
+    strip_lines: float
     row_step: int
     span: int
     advance: int
@@ -175,7 +177,8 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
 
 def lanes_of(taps: int) -> int:
     """Channels that an unfolded channel of so many taps becomes."""
-    return 1 << (taps - 1).bit_length() if taps <= VECTOR else -(-taps // VECTOR) * VECTOR
+    power: int = 1 << (taps - 1).bit_length()
+    return min(power, -(-taps // VECTOR) * VECTOR)
 
 
 def unfolded_taps(channels: int, row_taps: int, stride: int, dilation: int) -> int:
@@ -272,6 +275,7 @@ def attempt_lines(
     parts = 2 if geometry.products == 3 else 1
     phases = phases_of(geometry)
     step, dilation = geometry.stride[0], geometry.dilation[0] if geometry.kernel[0] > 1 else 1
+    line_step = min(dilation // math.gcd(step, dilation), geometry.y_size[0])
     span = filter_rows(geometry, taps)
     advance = min(step // math.gcd(step, dilation), span)
     x_columns = columns_of(geometry, line)
@@ -322,7 +326,8 @@ def attempt_lines(
             is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.lanes > 0),
             lanes=geometry.lanes,
             phases=phases,
-            line_step=min(dilation // math.gcd(step, dilation), geometry.y_size[0]),
+            line_step=line_step,
+            strip_lines=geometry.y_size[0] / line_step,
             row_step=dilation,
             span=span,
             advance=advance,

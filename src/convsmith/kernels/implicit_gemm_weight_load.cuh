@@ -43,7 +43,6 @@ class RowLoader {
           first_slice_(job.first_channel / kVector),
           sums_bias_(sums_bias),
           line_(problem, job.split),
-          oldest_(line_),
           next_line_(line_) {
         loads_ = shared + parts.loads + warp_ * S::kLoads * parts.slice_bytes;
         biases_ = reinterpret_cast<float*>(shared + parts.biases);
@@ -90,6 +89,7 @@ class RowLoader {
                 agree(true, first, x_scale, x_bits);
                 agree(false, first, y_scale, y_bits);
             }
+            if (lane_ == 0) head_.lowest[stage_.stage][warp_] = line_.lowest();
             if (warp_ == 0 && lane_ == 0) {
                 note(first, x_scale.exponent, y_scale.exponent, x_bits >= kInfinityBits);
             }
@@ -286,7 +286,10 @@ class RowLoader {
     __device__ __forceinline__ void make_room(bool is_x, int i) {
         if (is_x) {
             const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh() + i;
-            while (oldest_.lowest() <= number - static_cast<int>(problem_.rows)) wait_for_oldest();
+            while (waiting_ > 0 &&
+                   head_.lowest[done_.stage][warp_] <= number - static_cast<int>(problem_.rows)) {
+                wait_for_oldest();
+            }
         } else if (waiting_ == static_cast<int>(problem_.lines)) {
             wait_for_oldest();
         }
@@ -296,7 +299,6 @@ class RowLoader {
     __device__ __forceinline__ void wait_for_oldest() {
         ptx::mbarrier_wait(head_.empty + done_.stage, done_.parity);
         done_.advance(static_cast<int>(problem_.lines));
-        oldest_.advance();
         --waiting_;
     }
 
@@ -361,55 +363,6 @@ class RowLoader {
                static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
-    // Reads the values of pixels, the first one's number and every 32nd one from there on, of an
-    // unfolded slice that has arrived. `begin` and `of_channel` say, in elements, how far a
-    // channel's row lies beyond a multiple of 16 bytes.
-    template <int kCount>
-    __device__ __forceinline__ void unfold(const Row& row, const Taps& taps, const T* loaded,
-                                           int begin, int of_channel, int of_image, int first,
-                                           T (&values)[kCount][kVector]) const {
-        const int row_values = head_.tensors[1].load_bytes / static_cast<int>(sizeof(T));
-        const int* table = table_of(true);
-        Pixel pixels[kCount];
-        const T* taken[kCount][S::kVectorChannels];
-        bool all_exist = taps.count >= S::kLanesOfVector;
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-            const Pixel pixel = pixels[i] = pixel_of<true>(row, table, first + i * 32);
-            int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
-            int place = row_values * pixel.segment + pixel.column + taps.first;
-#pragma unroll
-            for (int c = 0; c < S::kVectorChannels; ++c) {
-                taken[i][c] = loaded + place + (shift & (kAligned - 1));
-                shift += of_channel;
-                place += row_values * static_cast<int>(problem_.segments);
-            }
-            all_exist = all_exist && meets(row, pixel, taps, 0) &&
-                        meets(row, pixel, taps, S::kLanesOfVector - 1);
-        }
-        if (all_exist) {
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-                for (int c = 0; c < kVector; ++c) {
-                    const int tap = c % S::kLanesOfVector;
-                    values[i][c] = taken[i][c / S::kLanesOfVector][tap * taps.step];
-                }
-            }
-            return;
-        }
-#pragma unroll
-        for (int i = 0; i < kCount; ++i) {
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) {
-                const int tap = c % S::kLanesOfVector;
-                values[i][c] = meets(row, pixels[i], taps, tap)
-                                   ? taken[i][c / S::kLanesOfVector][tap * taps.step]
-                                   : Element<T>::narrow(0);
-            }
-        }
-    }
-
     // Writes a row's operands; this thread's largest magnitude, or infinity or NaN.
     __device__ __forceinline__ float bring(bool is_x, const Row& row, Operands* to, int exponent) {
         const auto& tensor = head_.tensors[is_x];
@@ -459,20 +412,33 @@ class RowLoader {
                 constexpr int kCount = decltype(count)::value;
                 constexpr bool kIsUnfolded = decltype(is_unfolded)::value;
                 T values[kCount][kVector];
-                if constexpr (kIsUnfolded) {
-                    unfold(row, taps, loaded, begin, of_channel, of_image, first + lane_, values);
-                } else {
 #pragma unroll
-                    for (int i = 0; i < kCount; ++i) {
-                        const Pixel pixel = pixel_of<false>(row, table, first + i * 32 + lane_);
-                        if constexpr (S::kSideBySide) find_offsets(pixel.segment);
+                for (int i = 0; i < kCount; ++i) {
+                    const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
+                    const T* taken[S::kVectorChannels];
+                    if constexpr (kIsUnfolded) {
+                        int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
+                        int place = row_values * pixel.segment + pixel.column + taps.first;
 #pragma unroll
-                        for (int c = 0; c < kVector; ++c) {
-                            values[i][c] = Element<T>::narrow(0);
-                            if (pixel.exists) {
-                                values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
-                                                           : loaded[offsets[c] + pixel.column];
+                        for (int c = 0; c < S::kVectorChannels; ++c) {
+                            taken[c] = loaded + place + (shift & (kAligned - 1));
+                            shift += of_channel;
+                            place += row_values * static_cast<int>(problem_.segments);
+                        }
+                    } else if constexpr (S::kSideBySide) {
+                        find_offsets(pixel.segment);
+                    }
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) {
+                        values[i][c] = Element<T>::narrow(0);
+                        if constexpr (kIsUnfolded) {
+                            const int tap = c % S::kLanesOfVector;
+                            if (meets(row, pixel, taps, tap)) {
+                                values[i][c] = taken[c / S::kLanesOfVector][tap * taps.step];
                             }
+                        } else if (pixel.exists) {
+                            values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
+                                                       : loaded[offsets[c] + pixel.column];
                         }
                     }
                 }
@@ -625,10 +591,8 @@ class RowLoader {
     Ring stage_;          // of lines
     int load_stage_ = 0;  // of this warp's loads, which is to be turned around next
     int slice_;           // of the next row, which that is
-    // The oldest line that is not multiplied yet, and how many there are.
-    LineWalk oldest_;
-    Ring done_;
-    int waiting_ = 0;
+    Ring done_;           // the oldest line that is not multiplied yet
+    int waiting_ = 0;     // such lines
     // What is to be loaded next.
     LineWalk next_line_;
     int next_row_ = 0, next_slice_ = 0;

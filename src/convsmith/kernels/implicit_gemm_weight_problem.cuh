@@ -25,7 +25,7 @@
 
 namespace convsmith::implicit_gemm {
 
-inline constexpr int kMostLines = 8;  // in shared memory
+inline constexpr int kMostLines = 4;  // in shared memory
 inline constexpr int kMostRows = 64;  // of x in the ring
 inline constexpr int kUnits = 36;
 
@@ -96,7 +96,8 @@ struct WeightGradient {
     static constexpr int kLoaderRegisters =
         ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders /
         8 * 8;
-    static constexpr int kAtOnce = kProducts == 1 && !kSideBySide ? 4 : 2;  // vectors of a thread
+    static constexpr int kAtOnce =  // vectors of a thread
+        kProducts == 1 && kLoaders == 1 && !kSideBySide ? 4 : 2;
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
 };
 
@@ -171,7 +172,7 @@ class LineWalk {
         const std::int64_t first = all * split / problem.splits;
         left_ = static_cast<int>(all * (split + 1) / problem.splits - first);
         const auto rows = static_cast<int>(problem.y_size[0]);
-        row_ = row_of(static_cast<int>(first % rows), rows, static_cast<int>(problem.line_step));
+        begin(static_cast<int>(first % rows), rows, static_cast<int>(problem.line_step));
         const auto run = static_cast<int>(first / rows), runs = static_cast<int>(problem.runs);
         image_ = run / runs * static_cast<int>(problem.segments);
         column_ = run % runs * static_cast<int>(problem.run_columns);
@@ -200,20 +201,21 @@ class LineWalk {
     }
 
   private:
-    // The i-th of a run's lines is in this row of the output.
-    static __device__ __forceinline__ int row_of(int i, int rows, int step) {
+    // Goes to the i-th line of a run.
+    __device__ __forceinline__ void begin(int i, int rows, int step) {
         // The first strips are a line longer than the others.
         const int lines = rows / step, longer = rows % step;
-        if (i < longer * (lines + 1)) return i / (lines + 1) + i % (lines + 1) * step;
-        i -= longer * (lines + 1);
-        return longer + i / lines + i % lines * step;
+        const bool is_longer = i < longer * (lines + 1);
+        if (!is_longer) i -= longer;
+        strip_ = i / (lines + is_longer);
+        row_ = strip_ + (i - strip_ * (lines + is_longer)) * step;
     }
 
     __device__ __forceinline__ void next_strip() {
         fresh_ = static_cast<int>(problem_.span);
-        row_ = row_ % static_cast<int>(problem_.line_step) + 1;
-        if (row_ < static_cast<int>(problem_.line_step)) return;
-        row_ = 0;
+        row_ = ++strip_;
+        if (strip_ < static_cast<int>(problem_.line_step)) return;
+        row_ = strip_ = 0;
         column_ += static_cast<int>(problem_.run_columns);
         if (column_ < static_cast<int>(problem_.y_size[1])) return;
         column_ = 0;
@@ -221,6 +223,7 @@ class LineWalk {
     }
 
     const WeightProblem& problem_;
+    int strip_;  // of the run's, which is also its first row
     int image_, row_, column_, left_, fresh_, lowest_ = 0;
 };
 
@@ -252,6 +255,8 @@ struct WeightShared {
         // Of each row of x: likewise, and whether some of it is infinite or not a number.
         int x_exponents[kMostRows], x_specials[kMostRows];
         unsigned largest[2][2][S::kLoadingWarps];  // by turns, of x and of dy
+        // Of each line, which row of x is the first that it meets, as each loading warp knows it.
+        int lowest[kMostLines][S::kLoadingWarps];
     };
     static constexpr int kHeadBytes = (sizeof(Head) + 127) / 128 * 128;
 

@@ -14,13 +14,16 @@ from convsmith.spec import ConvSpec
 
 # Microseconds of a multiprocessor, and rates per microsecond.
 CYCLES = 1700.0
-PRODUCT_CYCLES = {64: 60, 32: 12, 16: 8}  # of 64 filters, 16 pixels, by channels
-LOADED_VECTORS = {1: 925.0, 3: 490.0}  # by the number of products
-STRIDED_SHARE = 0.75  # of that rate, where neighbours are no neighbours in memory, or unfolded
-LOADED_SLICES = 46.0  # beside their vectors, of each image
-LINE_US = 1.9
-WAITED_FOR = 1.5  # where a warp has nothing else on its way
-UNHIDDEN = 0.45  # of the shorter one of loading and multiplying
+PRODUCT_CYCLES = {64: 39.0, 32: 19.0, 16: 18.0}  # of 64 filters, 16 pixels, by channels
+PRODUCT_OF_PARTS = 1.5  # times that, where filters come from shared memory
+LOADED_VECTORS = {1: 990.0, 3: 880.0}  # of four warps, by the number of products
+EIGHT_WARPS = 1.77  # times that rate
+STRIDED_SHARE = 0.57  # of that rate, where neighbours are no neighbours in memory
+UNFOLDED_VECTOR = 4.0  # others
+LOADED_SLICES = 60.0  # beside their vectors, of each image
+IMBALANCE = 0.41  # of the time that the warp with the most slices takes longer than the others
+LINE_US = 1.8
+UNHIDDEN = 0.55  # of the shorter one of loading and multiplying
 WEIGHT_LAUNCHES_MS = 0.017
 PARTIAL_SUMS_TBPS = 1.5
 SHARE_OF_COPY_RATE = 0.85
@@ -28,30 +31,46 @@ SHARE_OF_COPY_RATE = 0.85
 
 def line_us(configuration: WeightConfiguration) -> float:
     """Time of a line: multiplying or loading, whichever takes longer, and part of the other."""
-    line, products, slots = configuration.line, configuration.products, configuration.slots
-    filters, channels = configuration.unit_filters, configuration.unit_channels
-    warpgroups = -(-filters * channels * configuration.unit_taps // slots)
-    steps = warpgroups * slots * line.y_pixels // 16 * products
-    multiply = steps * PRODUCT_CYCLES[configuration.columns] / CYCLES
-    of_y, of_x = configuration.slices
-    of_x *= configuration.advance
-    vectors = of_y * line.y_pixels + of_x * configuration.phases * line.x_pixels
-    slices = of_y + of_x
-    strided = configuration.phases > 1 or (configuration.lanes > 0 and configuration.loaders == 1)
-    rate = LOADED_VECTORS[products] * (STRIDED_SHARE if strided else 1)
-    load = vectors / rate + slices * line.segments / LOADED_SLICES
-    load *= -(-slices // LOADING_WARPS) * LOADING_WARPS / slices  # for the warp with the most
-    if configuration.loads == 1:
-        load *= WAITED_FOR
+    multiply, load = multiply_us(configuration), load_us(configuration)
     longest, other = max(multiply, load), min(multiply, load)
     return longest + (UNHIDDEN if configuration.lines > 1 else 1) * other + LINE_US
 
 
+def multiply_us(configuration: WeightConfiguration) -> float:
+    """Time of a line's products."""
+    units = configuration.unit_filters * configuration.unit_channels * configuration.unit_taps
+    warpgroups = -(-units // configuration.slots)
+    steps = warpgroups * configuration.slots * configuration.line.y_pixels // 16
+    product = PRODUCT_CYCLES[configuration.columns]
+    if configuration.products == 3:
+        product *= PRODUCT_OF_PARTS
+    return steps * configuration.products * product / CYCLES
+
+
+def load_us(configuration: WeightConfiguration) -> float:
+    """Time of loading a line's row of dy and its new rows of x."""
+    line, products = configuration.line, configuration.products
+    of_y, of_x = configuration.slices
+    of_x *= configuration.advance
+    x_vectors = of_x * configuration.phases * line.x_pixels
+    vectors = of_y * line.y_pixels + x_vectors * (UNFOLDED_VECTOR if configuration.lanes else 1)
+    rate = LOADED_VECTORS[products]
+    rate *= EIGHT_WARPS if configuration.loaders == 2 else 1
+    rate *= STRIDED_SHARE if configuration.phases > 1 else 1
+    slices = of_y + of_x
+    warps = LOADING_WARPS * configuration.loaders
+    most = -(-slices // warps) * warps / slices  # times what a warp has on average
+    load = vectors / rate + slices * line.segments / LOADED_SLICES
+    return load * (1 + IMBALANCE * (most - 1))
+
+
 def blocks_us(configuration: WeightConfiguration, multiprocessors: int) -> float:
-    """Time of all blocks."""
+    """Time of all blocks. A strip begins with more new rows of x than a line has."""
     rounds = -(-configuration.jobs * configuration.splits // multiprocessors)
-    first_rows = configuration.span / max(configuration.advance, 1)
-    return rounds * (configuration.split_lines + first_rows) * line_us(configuration)
+    strips = math.ceil(configuration.split_lines / configuration.strip_lines)
+    advance = configuration.advance
+    lines = configuration.split_lines + strips * (configuration.span - advance) / advance
+    return rounds * lines * line_us(configuration)
 
 
 def predicted_weight_ms(
