@@ -177,8 +177,8 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
 
 def lanes_of(taps: int) -> int:
     """Channels that an unfolded channel of so many taps becomes."""
-    power: int = 1 << (taps - 1).bit_length()
-    return min(power, -(-taps // VECTOR) * VECTOR)
+    vectors = -(-taps // VECTOR)
+    return vectors * VECTOR if vectors > 1 else next(n for n in (1, 2, 4, 8) if n >= taps)
 
 
 def unfolded_taps(channels: int, row_taps: int, stride: int, dilation: int) -> int:

@@ -49,7 +49,7 @@ class RowLoader {
         if (thread == 0) {
             describe(tensors, job);
         }
-        make_tables(thread);
+        make_tables<S>(problem, reinterpret_cast<int*>(shared + parts.tables), thread);
         if (sums_bias) {
             const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
             for (int i = thread; i < filters * 32; i += kThreads) biases_[i] = 0;
@@ -188,28 +188,6 @@ class RowLoader {
             if (is_x) return channel_of(slice) * of_channel;
         }
         return slice * (kVector * of_channel);
-    }
-
-    // For each pixel: segment and column, in 16 bits each, or -1.
-    __device__ __forceinline__ void make_tables(int thread) {
-        auto* x = reinterpret_cast<int*>(shared_ + parts_.tables);
-        const int pixels = WeightShared<S>::pixels_of_x(problem_);
-        const auto row = static_cast<int>(problem_.x_pixels);
-        const auto pitch = static_cast<int>(problem_.pitch);
-        const auto segments = static_cast<int>(problem_.segments);
-        const auto stride = static_cast<int>(problem_.stride[1]);
-        for (int i = thread; i < pixels; i += kThreads) {
-            const int segment = i % row / pitch, phase = i / row;
-            const int column =
-                i % row % pitch * stride + phase * static_cast<int>(problem_.dilation[1]) % stride;
-            x[i] = segment < segments ? segment << 16 | column : -1;
-        }
-        for (int i = thread; i < S::kPixels; i += kThreads) {
-            const int segment = i / pitch, column = i % pitch;
-            const bool exists =
-                segment < segments && column < static_cast<int>(problem_.run_columns);
-            x[pixels + i] = exists ? segment << 16 | column : -1;
-        }
     }
 
     // The i-th new row of x of a line, or its row of dy.

@@ -287,6 +287,29 @@ struct WeightShared {
     }
 };
 
+// Writes down, for each pixel of a row of x and then of dy, its segment and column in 16 bits each,
+// or -1. `thread` is of the loading ones.
+template <typename S>
+__device__ __forceinline__ void make_tables(const WeightProblem& problem, int* x, int thread) {
+    constexpr int kThreads = S::kLoadingWarps * 32;
+    const int pixels = WeightShared<S>::pixels_of_x(problem);
+    const auto row = static_cast<int>(problem.x_pixels);
+    const auto pitch = static_cast<int>(problem.pitch);
+    const auto segments = static_cast<int>(problem.segments);
+    const auto stride = static_cast<int>(problem.stride[1]);
+    for (int i = thread; i < pixels; i += kThreads) {
+        const int segment = i % row / pitch, phase = i / row;
+        const int column =
+            i % row % pitch * stride + phase * static_cast<int>(problem.dilation[1]) % stride;
+        x[i] = segment < segments ? segment << 16 | column : -1;
+    }
+    for (int i = thread; i < S::kPixels; i += kThreads) {
+        const int segment = i / pitch, column = i % pitch;
+        const bool exists = segment < segments && column < static_cast<int>(problem.run_columns);
+        x[pixels + i] = exists ? segment << 16 | column : -1;
+    }
+}
+
 // 2**exponent, or as near to it as a normal float is.
 __device__ __forceinline__ float power_of_two(int exponent) {
     const auto bits = static_cast<unsigned>(min(max(exponent, -126), 127) + 127) << 23;
