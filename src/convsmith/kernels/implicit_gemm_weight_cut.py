@@ -188,9 +188,9 @@ def unfolded_taps(channels: int, row_taps: int, stride: int, dilation: int) -> i
     channels fit into the smallest unit, or else the fewest.
     """
     step = stride // math.gcd(stride, dilation)
-    choices = [*range(step, row_taps, step), row_taps]
+    choices: list[int] = [*range(step, row_taps, step), row_taps]
     fitting = [taps for taps in choices if channels * lanes_of(taps) <= UNFOLDED_CHANNELS]
-    return fitting[-1] if fitting else choices[0]
+    return max(fitting, default=choices[0])
 
 
 def unit_columns(geometry: WeightGeometry) -> int:
