@@ -67,6 +67,19 @@ def test_an_exact_result_has_no_error_even_where_it_is_zero() -> None:
     assert errors_of(zeros.float() + 1, zeros) == Errors(math.inf, math.inf)
 
 
+def test_what_rounding_operands_makes_is_right_in_the_tf32_class_alone() -> None:
+    """A model whose results cancel errs more than a convolution does."""
+    exact_of_pytorch, rounded = Errors(1e-7, 1e-7), Errors(6e-4, 2e-3)
+    for ours, right in ((rounded, True), (Errors(6.4e-4, 2e-3), False)):
+        why = fault(Precision.TF32, ours, exact_of_pytorch, same_function=False, rounded=rounded)
+        assert (why is None) == right
+    assert fault(Precision.TF32, rounded, exact_of_pytorch, same_function=False) is not None
+    for precision in (Precision.FLOAT32, Precision.FLOAT16):
+        assert limits(precision, THEIRS, same_function=False, rounded=rounded) == limits(
+            precision, THEIRS, same_function=False
+        )
+
+
 THEIRS = Errors(4e-7, 1e-6)
 
 

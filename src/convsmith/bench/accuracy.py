@@ -103,7 +103,9 @@ ROUNDING_SLACK = 1.05
 SAME_FUNCTION_SLACK = 1.5
 
 
-def limits(precision: Precision, theirs: Errors, *, same_function: bool) -> Errors:
+def limits(
+    precision: Precision, theirs: Errors, *, same_function: bool, rounded: Errors | None = None
+) -> Errors:
     """The largest errors of a right result, where PyTorch's on the same input are ``theirs``.
 
     In the float32 class they are PyTorch's own errors.
@@ -112,19 +114,32 @@ def limits(precision: Precision, theirs: Errors, *, same_function: bool) -> Erro
         precision: the class that both ran in.
         theirs: PyTorch's errors.
         same_function: ours was PyTorch's convolution too.
+        rounded: errors of an exact result of operands that are rounded to TF32, if known. A model
+            may make them larger than a convolution's: it may cancel what they are relative to.
     """
     if same_function:
         slack = SAME_FUNCTION_SLACK
     else:
         slack = 1.0 if precision is Precision.FLOAT32 else ROUNDING_SLACK
     if precision is Precision.TF32:
-        return Errors(max(TF32_RMS, slack * theirs.rms), max(TF32_LARGEST, slack * theirs.largest))
+        known = (theirs,) if rounded is None else (theirs, rounded)
+        return Errors(
+            max(TF32_RMS, *(slack * errors.rms for errors in known)),
+            max(TF32_LARGEST, *(slack * errors.largest for errors in known)),
+        )
     return Errors(slack * theirs.rms, slack * theirs.largest)
 
 
-def fault(precision: Precision, ours: Errors, theirs: Errors, *, same_function: bool) -> str | None:
-    """What is wrong with a result of these errors, in a few words, or None."""
-    limit = limits(precision, theirs, same_function=same_function)
+def fault(
+    precision: Precision,
+    ours: Errors,
+    theirs: Errors,
+    *,
+    same_function: bool,
+    rounded: Errors | None = None,
+) -> str | None:
+    """What is wrong with a result of these errors, in a few words, or None; see `limits`."""
+    limit = limits(precision, theirs, same_function=same_function, rounded=rounded)
     # Written so that a NaN is a fault.
     if not ours.rms <= limit.rms:
         return f"rms error {ours.rms:.3g}, at most {limit.rms:.3g}"

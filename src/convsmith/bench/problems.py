@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from convsmith.bench import accuracy, memory, timing
-from convsmith.bench.accuracy import ErrorSums
+from convsmith.bench.accuracy import Errors, ErrorSums
 from convsmith.bench.contestants import Peer
 from convsmith.bench.measure import Conditions
 from convsmith.bench.record import Row
@@ -26,7 +26,7 @@ from convsmith.bench.rows import Pair, enter_times, judged_row
 from convsmith.bench.suites import PRECISIONS, Layout
 from convsmith.bench.switches import cudnn_autotuning, precision_class
 from convsmith.errors import ProblemError
-from convsmith.kernelbench.exact import Exactly
+from convsmith.kernelbench.exact import Exactly, Rounding, to_tf32
 from convsmith.kernelbench.export import export
 from convsmith.kernelbench.problem import Problem, load_problem, load_solution
 from convsmith.roofline import floor_ms
@@ -84,7 +84,7 @@ class _Measurement:
                 precision.value,
                 Layout.NCHW.value,
             )
-            errors = {OWN_INPUTS: self._errors()}
+            errors = {OWN_INPUTS: self._errors(precision)}
             row = judged_row(key, EXPORTED, self._floor_ms(precision), None, errors, OWN_INPUTS)
             if "fault" in row:
                 return row
@@ -94,18 +94,28 @@ class _Measurement:
             row["torch_extra_bytes"] = memory.extra_bytes(calls["torch_ms"], self._device)
         return row
 
-    def _errors(self) -> Pair:
+    def _errors(self, precision: Precision) -> Pair:
         """ModelNew's and Model's errors on the problem's inputs, against Model in float64."""
         theirs = self._tensor_from(self._model)
         accuracy.poison(theirs.shape, theirs.dtype, self._device)
         ours = self._tensor_from(self._solution)
+        exact = self._exactly()
+        rounded = None
+        if precision is Precision.TF32:
+            rounded = self._errors_of(self._exactly(to_tf32), exact)
+        return Pair(self._errors_of(ours, exact), self._errors_of(theirs, exact), rounded)
+
+    def _exactly(self, rounding: Rounding | None = None) -> Tensor:
+        """Model in float64, of operands that are rounded or not."""
         double = [_double(value) for value in self._inputs]
-        with Exactly():
-            exact = copy.deepcopy(self._model).double()(*double)
-        sums = ErrorSums(self._device), ErrorSums(self._device)
-        for result, total in zip((ours, theirs), sums, strict=True):
-            total.add(result, exact)
-        return Pair(sums[0].errors(), sums[1].errors())
+        with Exactly(rounding):
+            exact: Tensor = copy.deepcopy(self._model).double()(*double)
+        return exact
+
+    def _errors_of(self, result: Tensor, exact: Tensor) -> Errors:
+        sums = ErrorSums(self._device)
+        sums.add(result, exact)
+        return sums.errors()
 
     def _tensor_from(self, model: nn.Module) -> Tensor:
         result = model(*self._inputs)

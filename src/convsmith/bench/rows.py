@@ -15,10 +15,11 @@ from convsmith.spec import Precision
 
 @dataclass(frozen=True)
 class Pair:
-    """Errors of both on the same input."""
+    """Errors of both on the same input; and what rounding operands to TF32 makes, if known."""
 
     ours: Errors
     theirs: Errors
+    rounded: Errors | None = None
 
     def fields(self) -> ErrorFields:
         """As the record names them."""
@@ -66,7 +67,11 @@ def judged_row(
     }
     for name, pair in errors.items():
         fault = accuracy.fault(
-            Precision(precision), pair.ours, pair.theirs, same_function=kernel == TORCH
+            Precision(precision),
+            pair.ours,
+            pair.theirs,
+            same_function=kernel == TORCH,
+            rounded=pair.rounded,
         )
         if fault is not None:
             row["fault"] = f"{name}: {fault}"
