@@ -24,7 +24,7 @@ CASES = {
     "columns": replace(ORDINARY, stride=(1, 2), group_channels=37),
     "rows": replace(ORDINARY, stride=(2, 1), padding=(2, 1)),
     "dilated": replace(ORDINARY, stride=(4, 2), dilation=(2, 3), size=(15, 16)),
-    "phases-without-taps": replace(ORDINARY, dilation=(2, 2), padding=(1, 2)),
+    "phases-without-taps": replace(ORDINARY, group_filters=40, dilation=(2, 2), padding=(1, 2)),
     "stride-beyond-the-filter": replace(ORDINARY, kernel_size=(2, 3), stride=(5, 4), size=(17, 16)),
     "rows-apart": replace(ORDINARY, group_channels=70, kernel_size=(7, 2), stride=(2, 1)),
     "three-channels": replace(ORDINARY, group_channels=3, kernel_size=(7, 7)),
