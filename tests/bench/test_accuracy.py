@@ -67,6 +67,9 @@ def test_an_exact_result_has_no_error_even_where_it_is_zero() -> None:
     assert errors_of(zeros.float() + 1, zeros) == Errors(math.inf, math.inf)
 
 
+THEIRS = Errors(4e-7, 1e-6)
+
+
 def test_what_rounding_operands_makes_is_right_in_the_tf32_class_alone() -> None:
     """A model whose results cancel errs more than a convolution does."""
     exact_of_pytorch, rounded = Errors(1e-7, 1e-7), Errors(6e-4, 2e-3)
@@ -78,9 +81,6 @@ def test_what_rounding_operands_makes_is_right_in_the_tf32_class_alone() -> None
         assert limits(precision, THEIRS, same_function=False, rounded=rounded) == limits(
             precision, THEIRS, same_function=False
         )
-
-
-THEIRS = Errors(4e-7, 1e-6)
 
 
 @pytest.mark.parametrize(

@@ -64,6 +64,13 @@ def solution(tmp_path: Path, old: str, new: str) -> Path:
     return path
 
 
+def export_instead(text: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What `export` writes for any problem."""
+    monkeypatch.setattr(
+        problems, "export", lambda problem, output, *, force: output.write_text(text)
+    )
+
+
 @pytest.mark.usefixtures("bench_on_cpu")
 @pytest.mark.parametrize(
     ("old", "new"),
@@ -73,12 +80,7 @@ def solution(tmp_path: Path, old: str, new: str) -> Path:
 def test_a_wrong_solution_has_no_time(
     old: str, new: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    wrong = solution(tmp_path, old, new)
-
-    def export(problem: Path, output: Path, *, force: bool) -> None:
-        output.write_text(wrong.read_text())
-
-    monkeypatch.setattr(problems, "export", export)
+    export_instead(solution(tmp_path, old, new).read_text(), monkeypatch)
     for row in measure_problem(PROBLEM, CONDITIONS):
         assert row["fault"].startswith("inputs: rms error")
         assert "ms" not in row
@@ -96,11 +98,7 @@ def test_rounding_operands_is_right_in_the_tf32_class_alone(
         "self.conv.bias, 2, 1)",
     )
     text = "from convsmith.kernelbench.exact import to_tf32\n" + rounded.read_text()
-
-    def export(problem: Path, output: Path, *, force: bool) -> None:
-        output.write_text(text)
-
-    monkeypatch.setattr(problems, "export", export)
+    export_instead(text, monkeypatch)
     for _ in range(20):
         tf32, float32 = measure_problem(PROBLEM, CONDITIONS)
         assert "fault" not in tf32
@@ -122,10 +120,7 @@ def test_a_model_that_returns_no_tensor_is_refused(
     text = PROBLEM.read_text().replace("* self.scale", "* self.scale, None")
     path = tmp_path / "pair.py"
     path.write_text(text)
-    new = text.replace("class Model(", "class ModelNew(")
-    monkeypatch.setattr(
-        problems, "export", lambda problem, output, *, force: output.write_text(new)
-    )
+    export_instead(text.replace("class Model(", "class ModelNew("), monkeypatch)
     with pytest.raises(ProblemError, match=r"must return one tensor to be measured.*tuple"):
         measure_problem(path, CONDITIONS)
 
