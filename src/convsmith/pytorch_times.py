@@ -173,7 +173,8 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
         return min(0.1 + 0.0037 * filled, 0.45 if filled < 400 else 0.57), "a matrix product"
     if taps <= 9 and plain:
         return min(max(0.0113 * filled, 0.75), 2.8), "Winograd or implicit product"
-    return 0.66 if _summed(spec) >= _FEW_CHANNELS else 0.42, "implicit product"
+    few = _summed(spec) < _FEW_CHANNELS and spec.stride != (1, 1)
+    return 0.42 if few else 0.66, "implicit product"
 
 
 def _float32_forward_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:

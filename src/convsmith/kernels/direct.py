@@ -26,6 +26,7 @@ SIMULATION = 1
 TILE_COLUMNS = 128
 TILE_TERMS = 8  # at a time
 TILE_ROWS = (8, 16, 32, 64)  # one of these
+ADDING_BEGINS_MS = 0.010  # of partial sums, by a second kernel
 
 _DIRECTION = {
     Direction.FORWARD: "kForward",
@@ -156,7 +157,10 @@ def predicted_ms(
     operations = rounds * multiprocessors * instructions * 2 * TILE_COLUMNS
     rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
     moved = spec.bytes_moved + 2 * configuration.workspace_bytes
-    return 1e3 * (operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12))
+    begins_ms = ADDING_BEGINS_MS if configuration.splits > 1 else 0
+    return begins_ms + 1e3 * (
+        operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12)
+    )
 
 
 def reason(configuration: Configuration) -> str:

@@ -118,7 +118,7 @@ struct Convolution {
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kProducts == 1 ? 184 : 216;
-    static constexpr int kLoaderRegisters = kProducts == 1 ? 72 : 72;
+    static constexpr int kLoaderRegisters = 72;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
     static constexpr int kLoadingThreads = 32 * kLoadingWarps;
 

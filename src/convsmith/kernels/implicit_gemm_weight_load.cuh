@@ -93,6 +93,7 @@ class RowLoader {
             if (warp_ == 0 && lane_ == 0) {
                 note(first, x_scale.exponent, y_scale.exponent, x_bits >= kInfinityBits);
             }
+            ptx::warp_sync();  // for what the first lane has written down
             ptx::fence_proxy_async();
             ptx::mbarrier_arrive(head_.full + stage_.stage);
             stage_.advance(static_cast<int>(problem_.lines));

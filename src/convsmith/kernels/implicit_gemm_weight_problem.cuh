@@ -8,10 +8,9 @@
 // columns, of one image or of several side by side (segments, `pitch` pixels apart). A STRIP is
 // lines below one another, of the same images and columns: all of them, or every so many-th where
 // the filter's rows are dilated, so that they meet the same rows of x. A block goes down strips and
-// has a
-// row of dy for each line, and in a ring the rows of x that the line meets: a row is loaded once,
-// and stays for all rows of taps. Within a row a tap is a shift by whole pixels, of the phase of
-// the stride that it meets.
+// has a row of dy for each line, and in a ring the rows of x that the line meets: a row is loaded
+// once, and stays for all rows of taps. Within a row a tap is a shift by whole pixels, of the phase
+// of the stride that it meets.
 //
 // A block's sums are of up to kUnits UNITS: 64 filters, S::kColumns channels and one tap each.
 //
