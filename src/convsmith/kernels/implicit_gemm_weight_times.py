@@ -23,6 +23,7 @@ UNFOLDED_VECTOR = 4.0  # others
 LOADED_SLICES = 60.0  # beside their vectors, of each image
 IMBALANCE = 0.41  # of the time that the warp with the most slices takes longer than the others
 LINE_US = 1.8
+WAITED_FOR = 1.2  # where a warp has nothing else on its way, of values that are split
 UNHIDDEN = 0.55  # of the shorter one of loading and multiplying
 WEIGHT_LAUNCHES_MS = 0.017
 PARTIAL_SUMS_TBPS = 1.5
@@ -61,6 +62,8 @@ def load_us(configuration: WeightConfiguration) -> float:
     warps = LOADING_WARPS * configuration.loaders
     most = -(-slices // warps) * warps / slices  # times what a warp has on average
     load = vectors / rate + slices * line.segments / LOADED_SLICES
+    if configuration.loads == 1 and products == 3:
+        load *= WAITED_FOR
     return load * (1 + IMBALANCE * (most - 1))
 
 
