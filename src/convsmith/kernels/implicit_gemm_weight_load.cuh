@@ -442,8 +442,10 @@ class RowLoader {
                     turn(std::integral_constant<int, 1>{}, is_unfolded, first);
                 }
             };
+            if constexpr (S::kUnfolds) {
+                if (is_x) taps = taps_of(slice);
+            }
             if (S::kUnfolds && is_x) {
-                taps = taps_of(slice);
                 turn_all(std::bool_constant<S::kUnfolds>{});
             } else {
                 turn_all(std::false_type{});
@@ -526,7 +528,8 @@ class RowLoader {
                                          int number, T (&values)[kVector]) const {
         const auto& tensor = head_.tensors[is_x];
         const Pixel pixel = pixel_of<kIsUnfolded>(row, table, number);
-        const Taps taps = kIsUnfolded ? taps_of(slice) : Taps{};
+        Taps taps{};
+        if constexpr (kIsUnfolded) taps = taps_of(slice);
         const int count = channels_from(is_x, slice);
         const auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column + taps.first) +
                           pixel.segment * tensor.of_image + offset_of(is_x, slice);
