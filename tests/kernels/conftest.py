@@ -10,6 +10,11 @@ import torch
 sys.path.insert(0, str(Path(__file__).parent))
 from convolutions import on_poisoned_memory
 
+from convsmith.kernels import implicit_gemm_tiles
+from convsmith.kernels.implicit_gemm_cut import Configuration
+from convsmith.kernels.implicit_gemm_forward import Forward
+from convsmith.spec import ConvSpec
+
 
 @pytest.fixture(
     scope="module", params=["cpu", pytest.param("cuda", marks=pytest.mark.gpu)], ids=["sim", "gpu"]
@@ -25,3 +30,16 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The class that float32 convolutions are in."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
     return request.param
+
+
+@pytest.fixture(params=[1, 2], ids=["single", "halves"])
+def halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
+    """How many halves the tiles of an implicit_gemm have, where they may have as many."""
+    fitting_tilings = implicit_gemm_tiles.fitting_tilings
+
+    def of_so_many(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
+        fitting = fitting_tilings(spec, forward, multiprocessors)
+        return [one for one in fitting if one.shape.count == request.param] or fitting
+
+    monkeypatch.setattr(implicit_gemm_tiles, "fitting_tilings", of_so_many)
+    return int(request.param)

@@ -77,6 +77,7 @@ def errors(case: Case, device: str, factor: float = 1) -> float:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("halves")
 def test_layers(case: Case, device: str, precision: str) -> None:
     assert errors(case, device) < LARGEST_ERROR[precision]
 
@@ -118,6 +119,7 @@ def gradient_error(case: Case, device: str) -> float:
         if case.stride == (1, 1) and case.groups == 1
     ],
 )
+@pytest.mark.usefixtures("halves")
 def test_input_gradients(case: Case, device: str, precision: str) -> None:
     assert gradient_error(case, device) < LARGEST_ERROR[precision]
 
@@ -139,9 +141,32 @@ def test_an_input_gradient_of_padding_beyond_the_filter(device: str, precision: 
     assert gradient_error(case, device) < LARGEST_ERROR[precision]
 
 
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
-def test_half_precision(dtype: torch.dtype, device: str) -> None:
-    assert errors(replace(ORDINARY, dtype=dtype), device) < torch.finfo(dtype).eps
+HALF_PRECISION = pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16], ids=str)
+
+
+@HALF_PRECISION
+@pytest.mark.usefixtures("halves")
+@pytest.mark.parametrize(
+    "name",
+    [
+        *("ordinary", "wide-unaligned", "strided", "groups", "channels-last", "transposed"),
+        *("three-channels", "three-channels-dilated", "one-channel", "1x1-many-channels"),
+    ],
+)
+def test_half_precision(name: str, dtype: torch.dtype, device: str) -> None:
+    """Planes of an odd and of an even number of elements: two of these are copied as a word."""
+    assert errors(replace(CASES[name], dtype=dtype), device) < torch.finfo(dtype).eps
+
+
+@HALF_PRECISION
+@pytest.mark.parametrize("name", ["ordinary", "wide-unaligned", "three-channels"])
+def test_half_precision_from_any_address(name: str, dtype: torch.dtype, device: str) -> None:
+    """x begins with the second half of a word, and ends with a first one."""
+    case = replace(CASES[name], dtype=dtype)
+    x, w, b = case.tensors(device)
+    shifted = torch.empty(x.numel() + 1, dtype=dtype, device=device)[1:].view_as(x).copy_(x)
+    y = convsmith.conv2d(shifted, w, b, *case.geometry)
+    assert torch.equal(y, convsmith.conv2d(x, w, b, *case.geometry))
 
 
 @pytest.mark.parametrize("factor", [1e-25, 1e-6, 1e6, 1e25], ids=str)
@@ -191,15 +216,17 @@ def test_inf_and_nan_reach_nothing_else(
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
 @pytest.mark.parametrize("columns", [133, 248, 263, 371])
 def test_tiles_of_rows_that_share_sectors(
-    columns: int, dtype: torch.dtype, device: str, monkeypatch: pytest.MonkeyPatch
+    columns: int, dtype: torch.dtype, halves: int, device: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Every row and channel begins elsewhere in a sector, and so do a tile's sectors."""
-    owning = tuple(shape for shape in implicit_gemm_tiles.SHAPES if shape.owns_sectors)
-    monkeypatch.setattr(implicit_gemm_tiles, "SHAPES", owning)
+    for shapes in ("SINGLE_SHAPES", "DOUBLE_SHAPES"):
+        owning = [one for one in getattr(implicit_gemm_tiles, shapes) if one.owns_sectors]
+        monkeypatch.setattr(implicit_gemm_tiles, shapes, owning)
     case = replace(ORDINARY, batch=1, size=(5, columns), padding=(0, 0), dtype=dtype)
     configuration = implicit_gemm.configure(case.specs()[Direction.FORWARD], 132)
     assert isinstance(configuration, Configuration)
     assert configuration.shape.owns_sectors
+    assert configuration.shape.count == halves
     assert errors(case, device) < LARGEST_ERROR["tf32"]
 
 

@@ -64,6 +64,7 @@ def error(result: Tensor, exact: Tensor) -> float:
 
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
+@pytest.mark.usefixtures("halves")
 def test_layers(case: Case, device: str, precision: str) -> None:
     given = operands(case, device)
     dx = execute.input_gradient(*given, *case.geometry)

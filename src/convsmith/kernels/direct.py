@@ -158,9 +158,7 @@ def predicted_ms(
     rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
     moved = spec.bytes_moved + 2 * configuration.workspace_bytes
     begins_ms = ADDING_BEGINS_MS if configuration.splits > 1 else 0
-    return begins_ms + 1e3 * (
-        operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12)
-    )
+    return begins_ms + 1e3 * (operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12))
 
 
 def reason(configuration: Configuration) -> str:

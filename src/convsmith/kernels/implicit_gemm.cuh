@@ -151,9 +151,8 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
     auto* unscale = reinterpret_cast<float*>(
         workspace + padded / kRowsOfBlock * S::channel_blocks(problem) * S::padded_taps(problem) *
                         std::int64_t{S::kTapBytes});
-    const char* error =
-        launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
-               kPackThreads / 32 * sizeof(unsigned), stream, problem, weight, packed, unscale);
+    const char* error = launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
+                               sizeof(PackShared), stream, problem, weight, packed, unscale);
     if (error != nullptr) return error;
     return launch_early(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),
                         static_cast<std::size_t>(Shared<S>(problem).bytes), stream, problem, input,

@@ -154,8 +154,8 @@ def template_arguments(
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases
-    last = (str(configuration.short_sums).lower(), str(phases.together if phases else 0))
-    what = ", ".join((*first, *map(str, numbers), *last))
+    last = (configuration.shape.count, phases.together if phases else 0)
+    what = ", ".join((*first, *map(str, (*numbers, *last))))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

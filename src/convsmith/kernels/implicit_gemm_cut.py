@@ -30,6 +30,11 @@ class Halves:
     owns_sectors: bool = False
 
     @property
+    def count(self) -> int:
+        """Of halves."""
+        return 2 if self.down or self.right else 1
+
+    @property
     def rows(self) -> int:
         """Of all halves together."""
         return HALF // self.columns + self.down
@@ -45,15 +50,20 @@ class Halves:
         return self.columns < HALF
 
 
-SHAPES = (
+# Flat ones are for patches of no columns' reach.
+DOUBLE_SHAPES = (
     Halves(128, 1, 0),
     Halves(128, 1, 0, owns_sectors=True),
     Halves(8, 0, 8),
     Halves(8, 16, 0),
+    Halves(128, 0, 128, is_flat=True),
 )
-FLAT_SHAPES = (*SHAPES, Halves(128, 0, 128, is_flat=True))  # for patches of no columns' reach
-SINGLE_SHAPES = (Halves(128, 0, 0), Halves(128, 0, 0, owns_sectors=True), Halves(8, 0, 0))
-FLAT_SINGLE_SHAPES = (*SINGLE_SHAPES, Halves(128, 0, 0, is_flat=True))
+SINGLE_SHAPES = (
+    Halves(128, 0, 0),
+    Halves(128, 0, 0, owns_sectors=True),
+    Halves(8, 0, 0),
+    Halves(128, 0, 0, is_flat=True),
+)
 
 
 @dataclass(frozen=True)
@@ -110,14 +120,13 @@ class Configuration:
 
     Args:
         products: of 16-bit operands that make one.
-        short_sums: the tensor cores' are of 16 terms, and some of them are added up apart.
         unfolds: each channel and column of the filter is a channel of its own.
         piece: elements of an unfolded vector that are copied as one.
         lead: zeros before the first column of unfolded filters.
         apart: row phases of an input gradient of a stride have filter blocks of their own.
         filter_blocks: of a group.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
-        shape: of the two halves of a tile.
+        shape: of the halves of a tile.
         tall_height: padded input rows of an image.
         patch: what a tile meets of the input.
         vectors: of channels, that are loaded for a pixel of all patches.
@@ -125,14 +134,14 @@ class Configuration:
         stores_in_turn: the warpgroups do, so that one multiplies meanwhile.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
         stage_taps: of a stage of weights.
-        met_taps: of a tile, in the mean, with those that fill its last stage.
+        met_taps: of the block's tiles that has the most, in the mean, with those that fill its last
+            stage.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
         workspace_bytes: packed weights.
     """
 
     products: int
-    short_sums: bool
     apart: bool
     filter_blocks: int
     splits_filters: bool
@@ -152,6 +161,11 @@ class Configuration:
     tiles: Pair
     blocks: int
     workspace_bytes: int
+
+    @property
+    def short_sums(self) -> bool:
+        """Whether the tensor cores' are of 16 terms, and some of them are added up apart."""
+        return self.products == 3 and self.shape.count == 1
 
     @property
     def block_filters(self) -> int:

@@ -86,7 +86,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // their own (kSplitsFilters), or the other way round. The outputs of filters may interleave,
 // kTogether of them as neighbours: they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, bool kShortSums_, int kTogether_>
+          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, int kTogether_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -110,15 +110,15 @@ struct Convolution {
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
-    // Multiplying threads keep the sums of two halves in registers, and 64 products that are not
-    // added yet where there are several products; or, where the tensor cores' sums are short, the
-    // sums of one half, and as many that are not added to them yet.
-    static constexpr bool kShortSums = kShortSums_;
-    static constexpr int kHalves = kShortSums ? 1 : 2;
+    // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
+    // not added yet where there are several products. A single half leaves room for as many that
+    // are added up apart, so that the tensor cores' sums are short.
+    static constexpr int kHalves = kHalves_;
+    static constexpr bool kShortSums = kHalves == 1 && kProducts == 3;
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
-    static constexpr int kConsumerRegisters = kProducts == 1 ? 184 : 216;
-    static constexpr int kLoaderRegisters = 72;
+    static constexpr int kConsumerRegisters = kProducts == 3 ? 216 : kSplitsFilters ? 184 : 176;
+    static constexpr int kLoaderRegisters = kProducts == 3 || kSplitsFilters ? 72 : 80;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
     static constexpr int kLoadingThreads = 32 * kLoadingWarps;
 

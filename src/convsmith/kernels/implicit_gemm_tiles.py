@@ -6,11 +6,9 @@ import math
 from dataclasses import dataclass
 
 from convsmith.kernels.implicit_gemm_cut import (
-    FLAT_SHAPES,
-    FLAT_SINGLE_SHAPES,
+    DOUBLE_SHAPES,
     HALF,
     ROWS_OF_BLOCK,
-    SHAPES,
     SINGLE_SHAPES,
     Configuration,
     Halves,
@@ -46,21 +44,14 @@ def fitting_tilings(
 ) -> list[Configuration]:
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
-    flat = forward.has_few_channels and forward.phases is None
-    if sums.short:
-        shapes: tuple[Halves, ...] = FLAT_SINGLE_SHAPES if flat else SINGLE_SHAPES
-    else:
-        shapes = FLAT_SHAPES if flat else SHAPES
+    shapes = SINGLE_SHAPES if sums.short else (*SINGLE_SHAPES, *DOUBLE_SHAPES)
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
-    for splits in (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,):
-        fitting = [
-            one
-            for shape in shapes
-            if (one := attempt(forward, sums, multiprocessors, splits, shape)) is not None
-        ]
-        if fitting:
-            return fitting
-    return []
+    splits = (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,)
+    fitting = []
+    for shape in shapes:
+        attempts = (attempt(forward, sums, multiprocessors, one, shape) for one in splits)
+        fitting.extend(list(filter(None, attempts))[:1])
+    return fitting
 
 
 @dataclass(frozen=True)
@@ -109,6 +100,8 @@ def attempt(
     """One tiling, or None where it does not fit into shared memory."""
     if shape.owns_sectors and not can_own_sectors(forward):
         return None
+    if shape.is_flat and (forward.phases is not None or not forward.has_few_channels):
+        return None
     patch, taps = patch_of(forward, splits_filters, shape), taps_of(forward, sums)
     stride = forward.stride
     if patch.rows * stride[0] >= MOST_PATCH_ROWS:
@@ -142,9 +135,9 @@ def attempt(
     tiles = count_tiles(forward, tall_height // stride[0], patch.tile, shape)
     padded = forward.groups * filter_blocks * block_filters
     all_tiles = math.prod(tiles) * forward.groups * filter_blocks
+    blocks = choose_blocks(all_tiles, multiprocessors, len(taps.counts))
     return Configuration(
         products=sums.products,
-        short_sums=sums.short,
         apart=forward.phases is not None and forward.phases.apart > 1,
         filter_blocks=filter_blocks,
         splits_filters=splits_filters,
@@ -160,9 +153,9 @@ def attempt(
         stores_pairs=stores_pairs(forward, shape),
         stores_runs=stores_runs(forward, shape),
         stage_taps=taps.of_stage,
-        met_taps=sum(taps.counts) / len(taps.counts),
+        met_taps=taps.most if blocks == all_tiles else sum(taps.counts) / len(taps.counts),
         tiles=tiles,
-        blocks=choose_blocks(all_tiles, multiprocessors, len(taps.counts)),
+        blocks=blocks,
         workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
     )
 

@@ -13,8 +13,8 @@ BEGIN_AND_END_MS = 0.009
 PACK_MS_PER_TERM = 1.2e-6  # of a filter
 SHARE_OF_MEMORY = 0.85
 
-# Microseconds of a multiprocessor. A tile has 128 filters of 256 pixels, or 64 of 512; of half
-# as many pixels, where sums are short.
+# Microseconds of a multiprocessor. A tile of two halves has 128 filters of 256 pixels, or 64 of
+# 512.
 TILE_OUTPUTS = 128 * 256
 SHORT_SUMS = 1.1  # times as long
 SHORT_SUMS_OF_PHASES = 1.3
@@ -66,7 +66,7 @@ def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> 
     """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
     channels = configuration.rings.channel_blocks * configuration.rings.block_channels
     terms = channels * configuration.met_taps
-    outputs = TILE_OUTPUTS // (2 if configuration.short_sums else 1)
+    outputs = TILE_OUTPUTS * configuration.shape.count // 2
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     vectors = configuration.vectors * configuration.patch.pixels * share_that_meets(forward)
@@ -109,7 +109,7 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if in_sectors else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    share = 0.5 if configuration.short_sums else 1
+    share = configuration.shape.count / 2
     share *= 0.25 + 0.75 * filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
