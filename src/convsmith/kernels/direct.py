@@ -26,7 +26,13 @@ SIMULATION = 1
 TILE_COLUMNS = 128
 TILE_TERMS = 8  # at a time
 TILE_ROWS = (8, 16, 32, 64)  # one of these
-ADDING_BEGINS_MS = 0.010  # of partial sums, by a second kernel
+
+# Beside its instructions. A block waits for memory at each stage, and for as long as WAITS_BESIDE
+# stages take before its first one and after its last; RESIDENT blocks wait at the same time.
+BEGIN_AND_END_MS = 0.005  # of a kernel
+WAIT_MS = 0.00065
+WAITS_BESIDE = 6
+RESIDENT = 4
 
 _DIRECTION = {
     Direction.FORWARD: "kForward",
@@ -142,12 +148,13 @@ def choose_promote_tiles(terms: int) -> int:
 def predicted_ms(
     spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
-    """Time of ``spec``, fitted to an H200: instructions issued at the rate of a matrix product.
+    """Time of ``spec``, fitted to an H100 and an H200.
 
-    For each stage of TILE_TERMS terms a thread issues 8 multiply-adds per row of the tile and about
-    250 other instructions, for each promotion 5 per row, and about 900 to begin and end its block.
-    Blocks run in whole rounds of one a multiprocessor. Storing overlaps little with computing, so a
-    third of the traffic adds.
+    Instructions are issued at the rate of a matrix product: for each stage of TILE_TERMS terms a
+    thread issues 8 multiply-adds per row of the tile and about 250 other instructions, for each
+    promotion 5 per row, and about 900 to begin and end its block. Blocks run in whole rounds of one
+    a multiprocessor. Where there are few rounds, blocks take as long as they wait for memory.
+    Storing overlaps little with computing, so a third of the traffic adds.
     """
     stages = -(-configuration.terms // (configuration.splits * TILE_TERMS))
     rounds = -(-configuration.blocks // multiprocessors)
@@ -157,8 +164,13 @@ def predicted_ms(
     operations = rounds * multiprocessors * instructions * 2 * TILE_COLUMNS
     rate = ceilings.fp32_TFLOPs * (0.5 if spec.dtype is torch.float64 else 1.0)
     moved = spec.bytes_moved + 2 * configuration.workspace_bytes
-    begins_ms = ADDING_BEGINS_MS if configuration.splits > 1 else 0
-    return begins_ms + 1e3 * (operations / (rate * 1e12) + moved / (3 * ceilings.copy_TBps * 1e12))
+    waits_ms = -(-rounds // RESIDENT) * (stages + WAITS_BESIDE) * WAIT_MS
+    kernels = 2 if configuration.splits > 1 else 1  # the second one adds partial sums
+    return (
+        max(operations / (rate * 1e9), waits_ms)
+        + moved / (3 * ceilings.copy_TBps * 1e9)
+        + kernels * BEGIN_AND_END_MS
+    )
 
 
 def reason(configuration: Configuration) -> str:
