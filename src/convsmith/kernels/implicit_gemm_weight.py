@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import struct
 
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
 from convsmith.kernels.implicit_gemm_weight_cut import (
-    LEAST_CHANNELS,
     WeightConfiguration,
     attempt_lines,
     geometry_of,
@@ -19,8 +19,8 @@ from convsmith.spec import ConvSpec
 
 def weight_obstacle(spec: ConvSpec) -> str | None:
     """Why the family cannot compute ``spec``, a weight gradient, or None."""
-    if spec.weight_shape[1] < LEAST_CHANNELS and spec.groups > 1:
-        return f"its groups have fewer than {LEAST_CHANNELS} channels"
+    if spec.weight_shape[1] < LEAST_GROUP_CHANNELS and spec.groups > 1:
+        return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if spec.input_strides[3] != 1 and spec.input_shape[3] > 1:
         return "the rows of its input are not contiguous"
     if spec.output_strides[3] != 1 and spec.output_shape[3] > 1:

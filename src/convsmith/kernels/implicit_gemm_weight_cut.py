@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
+from convsmith.kernels.implicit_gemm_rings import VECTOR
 from convsmith.spec import ConvSpec, Pair, Precision
 
-VECTOR = 8
-LEAST_CHANNELS = 8  # of a group that is not unfolded
 UNIT_FILTERS = 64
 BLOCK_CHANNELS = 9 * 64  # of all units of a block
 CONSUMERS = 3
@@ -159,7 +159,7 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
     if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
         x_size = y_size = (1, height * width)
     row_taps, unfolded, lanes = 0, 1, 0
-    if channels < LEAST_CHANNELS:
+    if channels < LEAST_GROUP_CHANNELS:
         row_taps = kernel[1]
         unfolded = unfolded_taps(channels, row_taps, spec.stride[1], spec.dilation[1])
         lanes = lanes_of(unfolded)
