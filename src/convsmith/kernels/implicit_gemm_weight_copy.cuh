@@ -1,6 +1,6 @@
 // A slice of a row, of a vector's channels of a line's images, on its way to shared memory: as it
-// is, in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple of
-// 16 bytes as it does in the tensor.
+// is, in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple
+// of 16 bytes as it does in the tensor.
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
