@@ -5,8 +5,8 @@ from __future__ import annotations
 import functools
 import struct
 
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
 from convsmith.kernels.implicit_gemm_weight_cut import (
-    LEAST_CHANNELS,
     WeightConfiguration,
     attempt_lines,
     geometry_of,
@@ -19,8 +19,8 @@ from convsmith.spec import ConvSpec
 
 def weight_obstacle(spec: ConvSpec) -> str | None:
     """Why the family cannot compute ``spec``, a weight gradient, or None."""
-    if spec.weight_shape[1] < LEAST_CHANNELS and spec.groups > 1:
-        return f"its groups have fewer than {LEAST_CHANNELS} channels"
+    if spec.weight_shape[1] < LEAST_GROUP_CHANNELS and spec.groups > 1:
+        return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if spec.input_strides[3] != 1 and spec.input_shape[3] > 1:
         return "the rows of its input are not contiguous"
     if spec.output_strides[3] != 1 and spec.output_shape[3] > 1:
@@ -49,13 +49,14 @@ def weight_reason(configuration: WeightConfiguration) -> str:
     return (
         f"{configuration.jobs} x {configuration.splits} blocks of {configuration.split_lines} "
         f"lines of {line.segments} x {line.run_columns} pixels, {configuration.products} "
-        f"product(s), {configuration.shared_bytes / 1024:.0f} KiB shared"
+        f"product(s), {configuration.rings.shared_bytes / 1024:.0f} KiB shared"
     )
 
 
 def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
     """What the kernel is told of ``spec`` at run time."""
-    geometry, line = geometry_of(spec), configuration.line
+    geometry, line = configuration.geometry, configuration.line
+    strip, rings = configuration.strip, configuration.rings
     numbers = (  # WeightProblem of implicit_gemm_weight_problem.cuh
         *(geometry.batch, geometry.groups, geometry.channels, geometry.filters),
         *(*geometry.x_size, *geometry.y_size, *geometry.kernel),
@@ -63,11 +64,10 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(*spec.input_strides, *spec.output_strides, *spec.weight_strides),
         *(configuration.unit_filters, configuration.unit_channels, configuration.unit_taps),
         *(line.runs, line.run_columns, line.segments, line.pitch),
-        *(line.x_pixels, configuration.phases),
-        *(configuration.line_step, configuration.row_step),
-        *(configuration.span, configuration.advance),
-        *(configuration.lines, configuration.rows),
-        *(configuration.x_columns, *configuration.load_bytes, configuration.slice_bytes),
+        *(line.x_pixels, geometry.phases),
+        *(strip.line_step, strip.row_step, strip.span, strip.advance),
+        *(rings.lines, rings.rows),
+        *(configuration.x_columns, *configuration.load_bytes, rings.slice_bytes),
         *(geometry.row_taps, geometry.unfolded, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
@@ -75,10 +75,10 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
 
 def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[str, ...]:
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
-    line, products = configuration.line, configuration.products
-    numbers = (products, configuration.columns, configuration.slots, line.y_pixels)
+    geometry, line = configuration.geometry, configuration.line
+    numbers = (geometry.products, geometry.unit_columns, configuration.slots, line.y_pixels)
     kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
-    loading = (configuration.lanes, configuration.loads, configuration.loaders)
+    loading = (geometry.lanes, configuration.rings.loads, configuration.loaders)
     shares_filters = str(configuration.unit_filters == 1 or configuration.slots == 1).lower()
     what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading), shares_filters))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

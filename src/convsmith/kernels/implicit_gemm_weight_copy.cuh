@@ -1,6 +1,6 @@
 // A slice of a row, of a vector's channels of a line's images, on its way to shared memory: as it
-// is, in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple of
-// 16 bytes as it does in the tensor.
+// is, in aligned pieces of 16 bytes. Each channel's row of an image lies as far beyond a multiple
+// of 16 bytes as it does in the tensor, which is how it is found again.
 #pragma once
 
 #include "implicit_gemm_weight_problem.cuh"
@@ -119,6 +119,39 @@ struct Slice {
             for (int at = lane; at < bytes / static_cast<int>(sizeof(T)); at += 32) {
                 reinterpret_cast<T*>(there)[at] = c < channels ? values[at] : Element<T>::narrow(0);
             }
+        }
+    }
+};
+
+// How the rows of a slice lie when it has been copied, in elements.
+template <typename S>
+struct SliceLayout {
+    using T = typename S::Value;
+    static constexpr int kPiece = 16 / sizeof(T);
+
+    int begin, of_channel, of_image;  // in the tensor
+    int room, segments;               // of a row, and images that there is room for
+
+    // Of a slice of the row of `tensor` that begins at `row`.
+    __device__ __forceinline__ SliceLayout(const typename WeightShared<S>::Tensor& tensor,
+                                           const T* row, int segments_)
+        : begin(static_cast<int>(reinterpret_cast<std::uintptr_t>(row) / sizeof(T))),
+          of_channel(static_cast<int>(tensor.of_channel / std::int64_t{sizeof(T)})),
+          of_image(static_cast<int>(tensor.of_image / std::int64_t{sizeof(T)})),
+          room(tensor.load_bytes / static_cast<int>(sizeof(T))),
+          segments(segments_) {}
+
+    // Where an image's rows begin, from some channel's on, in a slice that begins at `place`.
+    template <typename Place, int kCount>
+    __device__ __forceinline__ void find_rows(Place place, int channel, int segment,
+                                              Place (&rows)[kCount]) const {
+        place += segment * room;
+        int shift = begin + channel * of_channel + segment * of_image;
+#pragma unroll
+        for (int c = 0; c < kCount; ++c) {
+            rows[c] = place + (shift & (kPiece - 1));
+            place += room * segments;
+            shift += of_channel;
         }
     }
 };

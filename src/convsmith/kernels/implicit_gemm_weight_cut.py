@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
+from convsmith.kernels.implicit_gemm_rings import VECTOR
 from convsmith.spec import ConvSpec, Pair, Precision
 
-VECTOR = 8
-LEAST_CHANNELS = 8  # of a group that is not unfolded
 UNIT_FILTERS = 64
 BLOCK_CHANNELS = 9 * 64  # of all units of a block
 CONSUMERS = 3
@@ -67,6 +67,27 @@ class WeightGeometry:
     unfolded: int
     lanes: int
 
+    @property
+    def unit_columns(self) -> int:
+        """Channels of a unit."""
+        return min(64, max(16, 1 << (self.channels - 1).bit_length()))
+
+    @property
+    def phases(self) -> int:
+        """Of the horizontal stride, that taps meet."""
+        if self.lanes:
+            return 1
+        step, dilation = self.stride[1], self.dilation[1]
+        return min(self.kernel[1], step // math.gcd(step, dilation))
+
+    @property
+    def reach(self) -> int:
+        """Pixels of a phase that the last tap lies from the first one."""
+        step, dilation, met = self.stride[1], self.dilation[1] * self.unfolded, self.phases
+        return max(
+            (s * dilation - (s % met) * dilation % step) // step for s in range(self.kernel[1])
+        )
+
 
 @dataclass(frozen=True)
 class Line:
@@ -87,63 +108,92 @@ class Line:
 
 
 @dataclass(frozen=True)
+class Strip:
+    """Lines below one another, of the same images and columns, that meet the same rows of x.
+
+    Args:
+        line_step: rows of outputs from a line to the next one.
+        row_step: rows of x from one that the lines meet to the next.
+        span, advance: rows of x that a line meets, and that are new in the next one.
+    """
+
+    line_step: int
+    row_step: int
+    span: int
+    advance: int
+
+
+@dataclass(frozen=True)
+class LineRings:
+    """How shared memory is shared out.
+
+    Args:
+        lines, rows: of dy, a row for each line, and of x.
+        loads: slices of rows that a loading warp has on their way.
+        slice_bytes: of such a slice.
+        shared_bytes: of a block.
+    """
+
+    lines: int
+    rows: int
+    loads: int
+    slice_bytes: int
+    shared_bytes: int
+
+
+@dataclass(frozen=True)
 class WeightConfiguration:
     """How one weight gradient is cut into blocks.
 
     Args:
-        products: of 16-bit operands that make one.
-        columns: channels of a unit: a block's sums are of units of 64 filters and one tap.
-        unit_filters, unit_channels, unit_taps: units of a block.
+        geometry: what is cut.
+        unit_filters, unit_channels, unit_taps: units of a block, which are its sums, of 64
+            filters and one tap each.
         slots: units of a warpgroup that multiplies.
         loaders: warpgroups that load.
         line: what is added at once.
-        is_plain: neighbours in a line are neighbours in memory.
-        lanes: that an unfolded channel has; 0 where none is.
-        phases: of the horizontal stride, that taps meet.
-        line_step: rows of outputs from a line to the next one that meets the same rows of x.
-        strip_lines: such lines of an image, on average.
-        row_step: rows of x from one that such lines meet to the next.
-        span, advance: rows of x that a line meets, and that are new in the next one.
-        lines, rows: of the rings in shared memory.
+        strip: how a block goes from line to line.
+        rings: how shared memory is shared out.
         slices: of a row of dy, and of x, that a block loads, at most.
-        loads: of such slices that a loading warp has on their way.
         x_columns: of x that a line of one image reaches over.
         load_bytes: of a channel's row of dy, and of x, as it is loaded.
-        slice_bytes: of a slice that is loaded.
         jobs, splits: blocks that share all lines, and parts that the lines are split into.
         split_lines: lines of the longest split.
-        shared_bytes: of a block.
         workspace_bytes: partial sums of all splits.
     """
 
-    products: int
-    columns: int
+    geometry: WeightGeometry
     unit_filters: int
     unit_channels: int
     unit_taps: int
     slots: int
     loaders: int
     line: Line
-    is_plain: bool
-    lanes: int
-    phases: int
-    line_step: int
-    strip_lines: float
-    row_step: int
-    span: int
-    advance: int
-    lines: int
-    rows: int
+    strip: Strip
+    rings: LineRings
     slices: tuple[int, int]
-    loads: int
     x_columns: int
     load_bytes: tuple[int, int]
-    slice_bytes: int
     jobs: int
     splits: int
     split_lines: int
-    shared_bytes: int
     workspace_bytes: int
+
+    @property
+    def products(self) -> int:
+        """Of 16-bit operands that make one."""
+        return self.geometry.products
+
+    @property
+    def is_plain(self) -> bool:
+        """Whether neighbours in a line are neighbours in memory."""
+        geometry = self.geometry
+        return self.line.segments == 1 and (geometry.stride[1] == 1 or geometry.lanes > 0)
+
+    @property
+    def strip_lines(self) -> float:
+        """Lines of a strip, on average."""
+        return self.geometry.y_size[0] / self.strip.line_step
 
 
 def geometry_of(spec: ConvSpec) -> WeightGeometry:
@@ -159,7 +209,7 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
     if meets_one and spec.input_strides[2] == width == spec.output_strides[2]:
         x_size = y_size = (1, height * width)
     row_taps, unfolded, lanes = 0, 1, 0
-    if channels < LEAST_CHANNELS:
+    if channels < LEAST_GROUP_CHANNELS:
         row_taps = kernel[1]
         unfolded = unfolded_taps(channels, row_taps, spec.stride[1], spec.dilation[1])
         lanes = lanes_of(unfolded)
@@ -193,39 +243,9 @@ def unfolded_taps(channels: int, row_taps: int, stride: int, dilation: int) -> i
     return max(fitting, default=choices[0])
 
 
-def unit_columns(geometry: WeightGeometry) -> int:
-    """Channels of a unit."""
-    return min(64, max(16, 1 << (geometry.channels - 1).bit_length()))
-
-
-def phases_of(geometry: WeightGeometry) -> int:
-    """Phases of the horizontal stride, that taps meet."""
-    if geometry.lanes:
-        return 1
-    step, dilation = geometry.stride[1], geometry.dilation[1]
-    return min(geometry.kernel[1], step // math.gcd(step, dilation))
-
-
-def reach_of(geometry: WeightGeometry) -> int:
-    """Pixels of a phase that the last tap lies from the first one."""
-    step, dilation = geometry.stride[1], geometry.dilation[1] * geometry.unfolded
-    met = phases_of(geometry)
-    return max(
-        (s * dilation - (s % met) * dilation % step) // step for s in range(geometry.kernel[1])
-    )
-
-
-def columns_of(geometry: WeightGeometry, line: Line) -> int:
-    """Columns of x that a line of one image reaches over."""
-    if geometry.lanes:
-        last_tap = (geometry.unfolded - 1) * geometry.dilation[1]
-        return (line.pitch - 1) * geometry.stride[1] + last_tap + 1
-    return line.pitch * geometry.stride[1]
-
-
 def lines_to_try(geometry: WeightGeometry) -> list[Line]:
     """Lines of one run of a row, and of several small images."""
-    columns, reach = geometry.y_size[1], reach_of(geometry)
+    columns, reach = geometry.y_size[1], geometry.reach
     most = LINE_PIXELS
     found = []
     for pixels in range(TERMS, most + 1, TERMS):
@@ -248,9 +268,9 @@ def lines_to_try(geometry: WeightGeometry) -> list[Line]:
 def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
     """(filters, channels, taps) of a block, in units."""
     filters = -(-geometry.filters // UNIT_FILTERS)
-    channels = -(-geometry.channels // unit_columns(geometry))
+    channels = -(-geometry.channels // geometry.unit_columns)
     taps = math.prod(geometry.kernel)
-    units = BLOCK_CHANNELS // unit_columns(geometry)
+    units = BLOCK_CHANNELS // geometry.unit_columns
     return [
         (f, c, t)
         for t in range(1, min(taps, units) + 1)
@@ -266,93 +286,109 @@ def filter_rows(geometry: WeightGeometry, taps: int) -> int:
     return max(last // columns - first // columns + 1 for first, last in ends)
 
 
+def strip_of(geometry: WeightGeometry, taps: int) -> Strip:
+    """The strips of a block of so many taps."""
+    step, dilation = geometry.stride[0], geometry.dilation[0] if geometry.kernel[0] > 1 else 1
+    line_step, advance = (one // math.gcd(step, dilation) for one in (dilation, step))
+    span = filter_rows(geometry, taps)
+    return Strip(min(line_step, geometry.y_size[0]), dilation, span, min(advance, span))
+
+
+def columns_of(geometry: WeightGeometry, line: Line) -> int:
+    """Columns of x that a line of one image reaches over."""
+    if geometry.lanes:
+        last_tap = (geometry.unfolded - 1) * geometry.dilation[1]
+        return (line.pitch - 1) * geometry.stride[1] + last_tap + 1
+    return line.pitch * geometry.stride[1]
+
+
+def load_bytes_of(geometry: WeightGeometry, line: Line) -> tuple[int, int]:
+    """Of a channel's row of dy, and of x, as it is loaded: in pieces of 16 bytes."""
+    y_columns, x_columns = line.run_columns, columns_of(geometry, line)
+    return (
+        (min(y_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
+        (min(x_columns, geometry.x_size[1]) * geometry.itemsize + 30) // 16 * 16,
+    )
+
+
+def share_out_lines(
+    geometry: WeightGeometry, units: tuple[int, int, int], line: Line, strip: Strip, warps: int
+) -> LineRings | None:
+    """The rings of the most lines for which so many loading warps have room, or None."""
+    filters, channels, _ = units
+    parts = 2 if geometry.products == 3 else 1
+    x_pixels = geometry.phases * line.x_pixels
+    y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
+    x_bytes = 2 * parts * channels * geometry.unit_columns * x_pixels
+    fixed = WEIGHT_HEAD_BYTES + (x_pixels + line.y_pixels + 3) // 4 * 16
+    fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
+    y_load, x_load = load_bytes_of(geometry, line)
+    x_channels = max(VECTOR // geometry.lanes, 1) if geometry.lanes else VECTOR
+    slice_bytes = line.segments * max(VECTOR * y_load, x_channels * x_load)
+    for lines in range(MOST_LINES, 0, -1):
+        rows = strip.span + (lines - 1) * strip.advance
+        shared = fixed + lines * y_bytes + rows * x_bytes
+        of_warp = (BLOCK_BYTES[geometry.products] - shared) // warps
+        loads = min(min(of_warp, LOADED_BYTES) // slice_bytes, MOST_LOADS)
+        loaded = loads * warps * slice_bytes
+        if rows > MOST_ROWS or loads < 1:
+            continue
+        if lines == 1 or (loads > 1 and loaded >= LEAST_LOADED_BYTES):
+            return LineRings(lines, rows, loads, slice_bytes, shared + loaded)
+    return None
+
+
 def attempt_lines(
     geometry: WeightGeometry, units: tuple[int, int, int], line: Line, multiprocessors: int
 ) -> WeightConfiguration | None:
     """The blocks of some units and lines; None where they do not fit into shared memory."""
     filters, channels, taps = units
-    columns = unit_columns(geometry)
-    parts = 2 if geometry.products == 3 else 1
-    phases = phases_of(geometry)
-    step, dilation = geometry.stride[0], geometry.dilation[0] if geometry.kernel[0] > 1 else 1
-    line_step = min(dilation // math.gcd(step, dilation), geometry.y_size[0])
-    span = filter_rows(geometry, taps)
-    advance = min(step // math.gcd(step, dilation), span)
-    x_columns = columns_of(geometry, line)
-    load_bytes = (
-        (min(line.run_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
-        (min(x_columns, geometry.x_size[1]) * geometry.itemsize + 30) // 16 * 16,
-    )
-    x_rows = max(VECTOR // geometry.lanes, 1) if geometry.lanes else VECTOR
-    slice_bytes = line.segments * max(VECTOR * load_bytes[0], x_rows * load_bytes[1])
-    y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
-    x_bytes = 2 * parts * channels * columns * phases * line.x_pixels
-    fixed = WEIGHT_HEAD_BYTES + (phases * line.x_pixels + line.y_pixels + 3) // 4 * 16
-    fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
     slots = -(-math.prod(units) // CONSUMERS)
     loaders = loading_warpgroups(geometry, slots)
-    loading_warps = LOADING_WARPS * loaders
-    for lines in range(MOST_LINES, 0, -1):
-        rows = span + (lines - 1) * advance
-        shared = fixed + lines * y_bytes + rows * x_bytes
-        of_warp = (BLOCK_BYTES[geometry.products] - shared) // loading_warps
-        loads = min(min(of_warp, LOADED_BYTES) // slice_bytes, MOST_LOADS)
-        if rows > MOST_ROWS or loads < 1 or x_columns >= MOST_COLUMNS:
-            continue
-        enough = loads > 1 and loads * loading_warps * slice_bytes >= LEAST_LOADED_BYTES
-        if lines > 1 and not enough:
-            continue
-        jobs = geometry.groups * math.prod(
-            -(-size // of_block)
-            for size, of_block in (
-                (geometry.filters, filters * UNIT_FILTERS),
-                (geometry.channels, channels * columns),
-                (math.prod(geometry.kernel), taps),
-            )
+    strip = strip_of(geometry, taps)
+    rings = share_out_lines(geometry, units, line, strip, LOADING_WARPS * loaders)
+    x_columns = columns_of(geometry, line)
+    if rings is None or x_columns >= MOST_COLUMNS:
+        return None
+    block_filters, block_channels = filters * UNIT_FILTERS, channels * geometry.unit_columns
+    jobs = geometry.groups * math.prod(
+        -(-size // of_block)
+        for size, of_block in (
+            (geometry.filters, block_filters),
+            (geometry.channels, block_channels),
+            (math.prod(geometry.kernel), taps),
         )
-        all_lines = -(-geometry.batch // line.segments) * line.runs * geometry.y_size[0]
-        split_bytes = 4 * jobs * math.prod(units) * UNIT_FILTERS * columns
-        split_bytes += 4 * geometry.groups * geometry.filters
-        splits = choose_splits(jobs, all_lines, split_bytes, multiprocessors)
-        return WeightConfiguration(
-            products=geometry.products,
-            columns=columns,
-            unit_filters=filters,
-            unit_channels=channels,
-            unit_taps=taps,
-            slots=slots,
-            loaders=loaders,
-            line=line,
-            is_plain=line.segments == 1 and (geometry.stride[1] == 1 or geometry.lanes > 0),
-            lanes=geometry.lanes,
-            phases=phases,
-            line_step=line_step,
-            strip_lines=geometry.y_size[0] / line_step,
-            row_step=dilation,
-            span=span,
-            advance=advance,
-            lines=lines,
-            rows=rows,
-            slices=(
-                -(-min(filters * UNIT_FILTERS, geometry.filters) // VECTOR),
-                -(-min(channels * columns, geometry.channels) // VECTOR),
-            ),
-            loads=loads,
-            x_columns=x_columns,
-            load_bytes=load_bytes,
-            slice_bytes=slice_bytes,
-            jobs=jobs,
-            splits=splits,
-            split_lines=-(-all_lines // splits),
-            shared_bytes=shared + loads * loading_warps * slice_bytes,
-            workspace_bytes=splits * split_bytes,
-        )
-    return None
+    )
+    lines = -(-geometry.batch // line.segments) * line.runs * geometry.y_size[0]
+    split_bytes = 4 * jobs * taps * block_filters * block_channels
+    split_bytes += 4 * geometry.groups * geometry.filters
+    splits = choose_splits(jobs, lines, split_bytes, multiprocessors)
+    return WeightConfiguration(
+        geometry=geometry,
+        unit_filters=filters,
+        unit_channels=channels,
+        unit_taps=taps,
+        slots=slots,
+        loaders=loaders,
+        line=line,
+        strip=strip,
+        rings=rings,
+        slices=(
+            -(-min(block_filters, geometry.filters) // VECTOR),
+            -(-min(block_channels, geometry.channels) // VECTOR),
+        ),
+        x_columns=x_columns,
+        load_bytes=load_bytes_of(geometry, line),
+        jobs=jobs,
+        splits=splits,
+        split_lines=-(-lines // splits),
+        workspace_bytes=splits * split_bytes,
+    )
 
 
 def loading_warpgroups(geometry: WeightGeometry, slots: int) -> int:
     """Two where taps are taken apart, so that it takes longest, if registers suffice."""
-    few_sums = slots * unit_columns(geometry) <= FEW_SUMS and geometry.products == 1
+    few_sums = slots * geometry.unit_columns <= FEW_SUMS and geometry.products == 1
     return 2 if geometry.lanes and few_sums else 1
 
 

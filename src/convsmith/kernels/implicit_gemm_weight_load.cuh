@@ -109,8 +109,7 @@ class RowLoader {
     }
 
   private:
-    static constexpr int kBarrier = 1;               // its number
-    static constexpr int kAligned = 16 / sizeof(T);  // elements
+    static constexpr int kBarrier = 1;  // its number
 
     // A row of a line: where its `count` columns lie, of the line's first image and the block's
     // first channel. What the table has for a pixel is a column, from the `before`-th one on.
@@ -342,128 +341,141 @@ class RowLoader {
                static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
+    // A row that is turned around, slice after slice.
+    struct Turned {
+        bool is_x;
+        const Row& row;
+        const int* table;
+        int pixels, low;
+        SliceLayout<S> layout;
+        float factor;
+        float largest = 0;          // magnitude that this thread has met, or infinity or NaN
+        int offsets[kVector] = {};  // of an image's rows in a slice
+    };
+
     // Writes a row's operands; this thread's largest magnitude, or infinity or NaN.
     __device__ __forceinline__ float bring(bool is_x, const Row& row, Operands* to, int exponent) {
         const auto& tensor = head_.tensors[is_x];
-        const int pixels = tensor.pixels, slices = tensor.slices, low = tensor.low;
-        const int* table = table_of(is_x);
-        auto* vectors = to + slice_ * pixels + lane_;
-        int stage = load_stage_;
-        const float factor = power_of_two(exponent);
-
-        // Rows lie as far beyond a multiple of 16 bytes as they do in the tensor.
-        const auto begin =
-            static_cast<int>(reinterpret_cast<std::uintptr_t>(row.values) / sizeof(T));
-        const auto of_channel = static_cast<int>(tensor.of_channel / std::int64_t{sizeof(T)});
-        const auto of_image = static_cast<int>(tensor.of_image / std::int64_t{sizeof(T)});
-        const int row_values = tensor.load_bytes / static_cast<int>(sizeof(T));
-        int offsets[kVector];
-        const auto find_offsets = [&](int segment) {
-            const int step = row_values * static_cast<int>(problem_.segments);
-            int place = row_values * segment, shift = begin + segment * of_image;
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) {
-                offsets[c] = place + (shift & (kAligned - 1));
-                place += step;
-                shift += of_channel;
-            }
-        };
-        if constexpr (!S::kSideBySide) find_offsets(0);
-
-        float largest = 0;
-        int slice = slice_;
+        Turned turned{is_x,
+                      row,
+                      table_of(is_x),
+                      tensor.pixels,
+                      tensor.low,
+                      {tensor, row.values, static_cast<int>(problem_.segments)},
+                      power_of_two(exponent)};
+        if constexpr (!S::kSideBySide) turned.layout.find_rows(0, 0, 0, turned.offsets);
+        const int slices = tensor.slices;
+        auto* vectors = to + slice_ * turned.pixels + lane_;
+        int stage = load_stage_, slice = slice_;
 #pragma unroll 1
         for (; slice < slices; slice += S::kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
             const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes);
-            const T* rows[kVector];
-            if constexpr (S::kIsPlain) {
-#pragma unroll
-                for (int c = 0; c < kVector; ++c) {
-                    rows[c] = loaded + offsets[c] + lane_ - row.before;
-                }
-            }
-            float sums[kVector] = {};
-            // Some vectors at once, so that each need not wait for its own values.
-            Taps taps{};
-            const auto turn = [&](auto count, auto is_unfolded, int first) {
-                constexpr int kCount = decltype(count)::value;
-                constexpr bool kIsUnfolded = decltype(is_unfolded)::value;
-                T values[kCount][kVector];
-#pragma unroll
-                for (int i = 0; i < kCount; ++i) {
-                    const Pixel pixel = pixel_of<kIsUnfolded>(row, table, first + i * 32 + lane_);
-                    const T* taken[S::kVectorChannels];
-                    if constexpr (kIsUnfolded) {
-                        int shift = begin + taps.channel * of_channel + pixel.segment * of_image;
-                        int place = row_values * pixel.segment + pixel.column + taps.first;
-#pragma unroll
-                        for (int c = 0; c < S::kVectorChannels; ++c) {
-                            taken[c] = loaded + place + (shift & (kAligned - 1));
-                            shift += of_channel;
-                            place += row_values * static_cast<int>(problem_.segments);
-                        }
-                    } else if constexpr (S::kSideBySide) {
-                        find_offsets(pixel.segment);
-                    }
-#pragma unroll
-                    for (int c = 0; c < kVector; ++c) {
-                        values[i][c] = Element<T>::narrow(0);
-                        if constexpr (kIsUnfolded) {
-                            const int tap = c % S::kLanesOfVector;
-                            if (meets(row, pixel, taps, tap)) {
-                                values[i][c] = taken[c / S::kLanesOfVector][tap * taps.step];
-                            }
-                        } else if (pixel.exists) {
-                            values[i][c] = S::kIsPlain ? rows[c][first + i * 32]
-                                                       : loaded[offsets[c] + pixel.column];
-                        }
-                    }
-                }
-#pragma unroll
-                for (int i = 0; i < kCount; ++i) {
-                    write_operands<S, false>(values[i], factor, vectors + first + i * 32, low,
-                                             &largest);
-                    if (sums_bias_ && !is_x) {
-#pragma unroll
-                        for (int c = 0; c < kVector; ++c) sums[c] += widened<S>(values[i][c]);
-                    }
-                }
-            };
-            const auto turn_all = [&](auto is_unfolded) {
-                int first = 0;
-#pragma unroll 1
-                for (; first + 32 * S::kAtOnce <= pixels; first += 32 * S::kAtOnce) {
-                    turn(std::integral_constant<int, S::kAtOnce>{}, is_unfolded, first);
-                }
-#pragma unroll 1
-                for (; first + lane_ < pixels; first += 32) {
-                    turn(std::integral_constant<int, 1>{}, is_unfolded, first);
-                }
-            };
-            if constexpr (S::kUnfolds) {
-                if (is_x) taps = taps_of(slice);
-            }
             if (S::kUnfolds && is_x) {
-                turn_all(std::bool_constant<S::kUnfolds>{});
+                turn_around<S::kUnfolds>(turned, slice, loaded, vectors);
             } else {
-                turn_all(std::false_type{});
+                turn_around<false>(turned, slice, loaded, vectors);
             }
-            if (sums_bias_ && !is_x) {
-#pragma unroll
-                for (int c = 0; c < kVector; ++c) {
-                    biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
-                }
-            }
-            vectors += S::kLoadingWarps * pixels;
+            vectors += S::kLoadingWarps * turned.pixels;
             ptx::warp_sync();
             begin_load(stage);
             stage = stage + 1 == S::kLoads ? 0 : stage + 1;
         }
         load_stage_ = stage;
         slice_ = slice - slices;
-        return largest;
+        return turned.largest;
+    }
+
+    // Writes a slice's operands, this lane's from `to` on.
+    template <bool kIsUnfolded>
+    __device__ __forceinline__ void turn_around(Turned& turned, int slice, const T* loaded,
+                                                Operands* to) {
+        const T* rows[kVector];
+        if constexpr (!S::kSideBySide && !kIsUnfolded) {
+            const T* from = S::kIsPlain ? loaded + lane_ - turned.row.before : loaded;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) rows[c] = from + turned.offsets[c];
+        }
+        Taps taps{};
+        if constexpr (kIsUnfolded) taps = taps_of(slice);
+        float sums[kVector] = {};
+        const auto turn = [&](auto count, int first) {
+            constexpr int kCount = decltype(count)::value;
+            T values[kCount][kVector];
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                const Pixel pixel =
+                    pixel_of<kIsUnfolded>(turned.row, turned.table, first + i * 32 + lane_);
+                if constexpr (kIsUnfolded) {
+                    take_apart(loaded, turned.row, turned.layout, pixel, taps, values[i]);
+                } else if constexpr (S::kSideBySide) {
+                    take_of_image(loaded, turned.layout, pixel, values[i]);
+                } else {
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) {
+                        values[i][c] = Element<T>::narrow(0);
+                        if (pixel.exists) {
+                            values[i][c] = rows[c][S::kIsPlain ? first + i * 32 : pixel.column];
+                        }
+                    }
+                }
+            }
+#pragma unroll
+            for (int i = 0; i < kCount; ++i) {
+                write_operands<S, false>(values[i], turned.factor, to + first + i * 32, turned.low,
+                                         &turned.largest);
+                if (sums_bias_ && !turned.is_x) {
+#pragma unroll
+                    for (int c = 0; c < kVector; ++c) sums[c] += widened<S>(values[i][c]);
+                }
+            }
+        };
+        // Some vectors at once, so that each need not wait for its own values.
+        int first = 0;
+#pragma unroll 1
+        for (; first + 32 * S::kAtOnce <= turned.pixels; first += 32 * S::kAtOnce) {
+            turn(std::integral_constant<int, S::kAtOnce>{}, first);
+        }
+#pragma unroll 1
+        for (; first + lane_ < turned.pixels; first += 32) {
+            turn(std::integral_constant<int, 1>{}, first);
+        }
+        if (sums_bias_ && !turned.is_x) {
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) {
+                biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
+            }
+        }
+    }
+
+    // A pixel's values of a slice of several images.
+    static __device__ __forceinline__ void take_of_image(const T* loaded,
+                                                         const SliceLayout<S>& layout,
+                                                         const Pixel& pixel, T (&values)[kVector]) {
+        int rows[kVector];
+        layout.find_rows(pixel.column, 0, pixel.segment, rows);
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+            values[c] = Element<T>::narrow(0);
+            if (pixel.exists) values[c] = loaded[rows[c]];
+        }
+    }
+
+    // What the taps of an unfolded slice meet of x.
+    __device__ __forceinline__ void take_apart(const T* loaded, const Row& row,
+                                               const SliceLayout<S>& layout, const Pixel& pixel,
+                                               const Taps& taps, T (&values)[kVector]) const {
+        const T* rows[S::kVectorChannels];
+        layout.find_rows(loaded + pixel.column + taps.first, taps.channel, pixel.segment, rows);
+#pragma unroll
+        for (int i = 0; i < kVector; ++i) {
+            const int tap = i % S::kLanesOfVector;
+            values[i] = Element<T>::narrow(0);
+            if (meets(row, pixel, taps, tap)) {
+                values[i] = rows[i / S::kLanesOfVector][tap * taps.step];
+            }
+        }
     }
 
     // Takes over again what the line has brought of x or of dy, of which the largest magnitude is

@@ -52,11 +52,6 @@ struct WeightProblem {
 // Where dy and x lie, from their first elements to past their last ones.
 struct Tensors {
     std::uintptr_t begin[2], end[2];
-
-    template <typename T>
-    __device__ __forceinline__ const T* of(int number) const {
-        return reinterpret_cast<const T*>(begin[number]);
-    }
 };
 
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying

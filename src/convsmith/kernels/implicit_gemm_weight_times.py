@@ -4,11 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_weight_cut import (
-    LOADING_WARPS,
-    WeightConfiguration,
-    geometry_of,
-)
+from convsmith.kernels.implicit_gemm_weight_cut import LOADING_WARPS, WeightConfiguration
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
@@ -34,7 +30,7 @@ def line_us(configuration: WeightConfiguration) -> float:
     """Time of a line: multiplying or loading, whichever takes longer, and part of the other."""
     multiply, load = multiply_us(configuration), load_us(configuration)
     longest, other = max(multiply, load), min(multiply, load)
-    return longest + (UNHIDDEN if configuration.lines > 1 else 1) * other + LINE_US
+    return longest + (UNHIDDEN if configuration.rings.lines > 1 else 1) * other + LINE_US
 
 
 def multiply_us(configuration: WeightConfiguration) -> float:
@@ -42,7 +38,7 @@ def multiply_us(configuration: WeightConfiguration) -> float:
     units = configuration.unit_filters * configuration.unit_channels * configuration.unit_taps
     warpgroups = -(-units // configuration.slots)
     steps = warpgroups * configuration.slots * configuration.line.y_pixels // 16
-    product = PRODUCT_CYCLES[configuration.columns]
+    product = PRODUCT_CYCLES[configuration.geometry.unit_columns]
     if configuration.products == 3:
         product *= PRODUCT_OF_PARTS
     return steps * configuration.products * product / CYCLES
@@ -50,19 +46,19 @@ def multiply_us(configuration: WeightConfiguration) -> float:
 
 def load_us(configuration: WeightConfiguration) -> float:
     """Time of loading a line's row of dy and its new rows of x."""
-    line, products = configuration.line, configuration.products
+    geometry, line = configuration.geometry, configuration.line
     of_y, of_x = configuration.slices
-    of_x *= configuration.advance
-    x_vectors = of_x * configuration.phases * line.x_pixels
-    vectors = of_y * line.y_pixels + x_vectors * (UNFOLDED_VECTOR if configuration.lanes else 1)
-    rate = LOADED_VECTORS[products]
+    of_x *= configuration.strip.advance
+    x_vectors = of_x * geometry.phases * line.x_pixels
+    vectors = of_y * line.y_pixels + x_vectors * (UNFOLDED_VECTOR if geometry.lanes else 1)
+    rate = LOADED_VECTORS[configuration.products]
     rate *= EIGHT_WARPS if configuration.loaders == 2 else 1
-    rate *= STRIDED_SHARE if configuration.phases > 1 else 1
+    rate *= STRIDED_SHARE if geometry.phases > 1 else 1
     slices = of_y + of_x
     warps = LOADING_WARPS * configuration.loaders
     most = -(-slices // warps) * warps / slices  # times what a warp has on average
     load = vectors / rate + slices * line.segments / LOADED_SLICES
-    if configuration.loads == 1 and products == 3:
+    if configuration.rings.loads == 1 and configuration.products == 3:
         load *= WAITED_FOR
     return load * (1 + IMBALANCE * (most - 1))
 
@@ -71,8 +67,8 @@ def blocks_us(configuration: WeightConfiguration, multiprocessors: int) -> float
     """Time of all blocks. A strip begins with more new rows of x than a line has."""
     rounds = -(-configuration.jobs * configuration.splits // multiprocessors)
     strips = math.ceil(configuration.split_lines / configuration.strip_lines)
-    advance = configuration.advance
-    lines = configuration.split_lines + strips * (configuration.span - advance) / advance
+    span, advance = configuration.strip.span, configuration.strip.advance
+    lines = configuration.split_lines + strips * (span - advance) / advance
     return rounds * lines * line_us(configuration)
 
 
@@ -80,10 +76,9 @@ def predicted_weight_ms(
     spec: ConvSpec, configuration: WeightConfiguration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
     """Time of ``spec``: memory, or blocks that go over lines; and adding partial sums."""
-    geometry = geometry_of(spec)
     rate = ceilings.fp16_TFLOPs / 760 * 132 / multiprocessors
     blocks_ms = blocks_us(configuration, multiprocessors) / 1e3 / rate
     moved = math.prod(spec.input_shape) + math.prod(spec.output_shape)
-    memory_ms = moved * geometry.itemsize / (SHARE_OF_COPY_RATE * ceilings.copy_TBps * 1e9)
+    memory_ms = moved * spec.dtype.itemsize / (SHARE_OF_COPY_RATE * ceilings.copy_TBps * 1e9)
     partial_ms = configuration.workspace_bytes / (PARTIAL_SUMS_TBPS * 1e9)
     return max(blocks_ms, memory_ms) + partial_ms + WEIGHT_LAUNCHES_MS

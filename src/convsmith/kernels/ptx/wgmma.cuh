@@ -144,7 +144,7 @@ __device__ __forceinline__ void wgmma_wait_group() {
     asm volatile("wgmma.wait_group.sync.aligned %0;" ::"n"(kGroups) : "memory");
 }
 
-// The registers of a thread's result, as an asm statement names and binds them.
+// The registers of a thread's result, as an asm statement names and binds them, by their number.
 #define CONVSMITH_NAMES_8 "%0, %1, %2, %3, %4, %5, %6, %7"
 #define CONVSMITH_NAMES_16 CONVSMITH_NAMES_8 ", %8, %9, %10, %11, %12, %13, %14, %15"
 #define CONVSMITH_NAMES_32                                                                       \
@@ -154,91 +154,74 @@ __device__ __forceinline__ void wgmma_wait_group() {
     CONVSMITH_NAMES_32                                                                        \
     ", %32, %33, %34, %35, %36, %37, %38, %39, %40, %41, %42, %43, %44, %45, %46, %47, %48, " \
     "%49, %50, %51, %52, %53, %54, %55, %56, %57, %58, %59, %60, %61, %62, %63"
-#define CONVSMITH_BIND_8(i)                                                                    \
+#define CONVSMITH_EIGHT(i)                                                                     \
     "+f"(sums[i]), "+f"(sums[i + 1]), "+f"(sums[i + 2]), "+f"(sums[i + 3]), "+f"(sums[i + 4]), \
         "+f"(sums[i + 5]), "+f"(sums[i + 6]), "+f"(sums[i + 7])
-#define CONVSMITH_BIND_32(i) \
-    CONVSMITH_BIND_8(i), CONVSMITH_BIND_8(i + 8), CONVSMITH_BIND_8(i + 16), CONVSMITH_BIND_8(i + 24)
-#define CONVSMITH_WGMMA(columns, type, names, a, b, flag, major_a, major_b, ...)           \
+#define CONVSMITH_BIND_8 CONVSMITH_EIGHT(0)
+#define CONVSMITH_BIND_16 CONVSMITH_BIND_8, CONVSMITH_EIGHT(8)
+#define CONVSMITH_BIND_32 CONVSMITH_BIND_16, CONVSMITH_EIGHT(16), CONVSMITH_EIGHT(24)
+#define CONVSMITH_BIND_64                                                             \
+    CONVSMITH_BIND_32, CONVSMITH_EIGHT(32), CONVSMITH_EIGHT(40), CONVSMITH_EIGHT(48), \
+        CONVSMITH_EIGHT(56)
+
+// The product of some columns: how many registers its result has, what its other operands are
+// called, and what binds A.
+#define CONVSMITH_WGMMA_OF(type, columns, registers, a, b, flag, majors, ...)              \
     asm volatile("{.reg .pred p; setp.ne.b32 p, " flag                                     \
                  ", 0; wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
-                 " {" names "}, " a ", " b ", p, 1, 1, " major_a ", " major_b ";}"         \
-                 : __VA_ARGS__                                                             \
-                 : "l"(a_bits), "l"(b_bits), "r"(static_cast<int>(accumulates)),           \
-                   "n"(static_cast<int>(kA)), "n"(static_cast<int>(kB)))
+                 " {" CONVSMITH_NAMES_##registers "}, " a ", " b ", p, 1, 1, " majors ";}" \
+                 : CONVSMITH_BIND_##registers                                              \
+                 : __VA_ARGS__, "l"(b_bits), "r"(static_cast<int>(accumulates)),           \
+                   "n"(static_cast<int>(kB)))
+#define CONVSMITH_WGMMA(...)                                                      \
+    static_assert(std::is_same_v<T, __half> || std::is_same_v<T, __nv_bfloat16>); \
+    if constexpr (std::is_same_v<T, __half>) {                                    \
+        CONVSMITH_WGMMA_OF("f16", __VA_ARGS__);                                   \
+    } else {                                                                      \
+        CONVSMITH_WGMMA_OF("bf16", __VA_ARGS__);                                  \
+    }
+
+#define CONVSMITH_A "l"(a_bits), "n"(static_cast<int>(kA))
 
 template <typename T, int kColumns, Major kA = Major::kK, Major kB = Major::kK>
 __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], std::uint64_t a_bits,
                                       std::uint64_t b_bits, bool accumulates) {
     static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64 || kColumns == 128);
-    constexpr bool kIsHalf = std::is_same_v<T, __half>;
-    static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
-    if constexpr (kColumns == 16 && kIsHalf) {
-        CONVSMITH_WGMMA("16", "f16", CONVSMITH_NAMES_8, "%8", "%9", "%10", "%11", "%12",
-                        CONVSMITH_BIND_8(0));
-    } else if constexpr (kColumns == 16) {
-        CONVSMITH_WGMMA("16", "bf16", CONVSMITH_NAMES_8, "%8", "%9", "%10", "%11", "%12",
-                        CONVSMITH_BIND_8(0));
-    } else if constexpr (kColumns == 32 && kIsHalf) {
-        CONVSMITH_WGMMA("32", "f16", CONVSMITH_NAMES_16, "%16", "%17", "%18", "%19", "%20",
-                        CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    if constexpr (kColumns == 16) {
+        CONVSMITH_WGMMA("16", 8, "%8", "%10", "%11", "%9, %12", CONVSMITH_A);
     } else if constexpr (kColumns == 32) {
-        CONVSMITH_WGMMA("32", "bf16", CONVSMITH_NAMES_16, "%16", "%17", "%18", "%19", "%20",
-                        CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
-    } else if constexpr (kColumns == 64 && kIsHalf) {
-        CONVSMITH_WGMMA("64", "f16", CONVSMITH_NAMES_32, "%32", "%33", "%34", "%35", "%36",
-                        CONVSMITH_BIND_32(0));
+        CONVSMITH_WGMMA("32", 16, "%16", "%18", "%19", "%17, %20", CONVSMITH_A);
     } else if constexpr (kColumns == 64) {
-        CONVSMITH_WGMMA("64", "bf16", CONVSMITH_NAMES_32, "%32", "%33", "%34", "%35", "%36",
-                        CONVSMITH_BIND_32(0));
-    } else if constexpr (kIsHalf) {
-        CONVSMITH_WGMMA("128", "f16", CONVSMITH_NAMES_64, "%64", "%65", "%66", "%67", "%68",
-                        CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
+        CONVSMITH_WGMMA("64", 32, "%32", "%34", "%35", "%33, %36", CONVSMITH_A);
     } else {
-        CONVSMITH_WGMMA("128", "bf16", CONVSMITH_NAMES_64, "%64", "%65", "%66", "%67", "%68",
-                        CONVSMITH_BIND_32(0), CONVSMITH_BIND_32(32));
+        CONVSMITH_WGMMA("128", 64, "%64", "%66", "%67", "%65, %68", CONVSMITH_A);
     }
 }
 
-#define CONVSMITH_WGMMA_OF_REGISTERS(columns, type, names, a, b, flag, major_b, ...)       \
-    asm volatile("{.reg .pred p; setp.ne.b32 p, " flag                                     \
-                 ", 0; wgmma.mma_async.sync.aligned.m64n" columns "k16.f32." type "." type \
-                 " {" names "}, {" a "}, " b ", p, 1, 1, " major_b ";}"                    \
-                 : __VA_ARGS__                                                             \
-                 : "r"(a_values[0]), "r"(a_values[1]), "r"(a_values[2]), "r"(a_values[3]), \
-                   "l"(b_bits), "r"(static_cast<int>(accumulates)), "n"(static_cast<int>(kB)))
+#undef CONVSMITH_A
+#define CONVSMITH_A "r"(a_values[0]), "r"(a_values[1]), "r"(a_values[2]), "r"(a_values[3])
 
 template <typename T, int kColumns, Major kB = Major::kK>
 __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], const Fragments& a_values,
                                       std::uint64_t b_bits, bool accumulates) {
     static_assert(kColumns == 16 || kColumns == 32 || kColumns == 64);
-    constexpr bool kIsHalf = std::is_same_v<T, __half>;
-    static_assert(kIsHalf || std::is_same_v<T, __nv_bfloat16>);
-    if constexpr (kColumns == 16 && kIsHalf) {
-        CONVSMITH_WGMMA_OF_REGISTERS("16", "f16", CONVSMITH_NAMES_8, "%8, %9, %10, %11", "%12",
-                                     "%13", "%14", CONVSMITH_BIND_8(0));
-    } else if constexpr (kColumns == 16) {
-        CONVSMITH_WGMMA_OF_REGISTERS("16", "bf16", CONVSMITH_NAMES_8, "%8, %9, %10, %11", "%12",
-                                     "%13", "%14", CONVSMITH_BIND_8(0));
-    } else if constexpr (kColumns == 32 && kIsHalf) {
-        CONVSMITH_WGMMA_OF_REGISTERS("32", "f16", CONVSMITH_NAMES_16, "%16, %17, %18, %19", "%20",
-                                     "%21", "%22", CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
+    if constexpr (kColumns == 16) {
+        CONVSMITH_WGMMA("16", 8, "{%8, %9, %10, %11}", "%12", "%13", "%14", CONVSMITH_A);
     } else if constexpr (kColumns == 32) {
-        CONVSMITH_WGMMA_OF_REGISTERS("32", "bf16", CONVSMITH_NAMES_16, "%16, %17, %18, %19", "%20",
-                                     "%21", "%22", CONVSMITH_BIND_8(0), CONVSMITH_BIND_8(8));
-    } else if constexpr (kIsHalf) {
-        CONVSMITH_WGMMA_OF_REGISTERS("64", "f16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
-                                     "%37", "%38", CONVSMITH_BIND_32(0));
+        CONVSMITH_WGMMA("32", 16, "{%16, %17, %18, %19}", "%20", "%21", "%22", CONVSMITH_A);
     } else {
-        CONVSMITH_WGMMA_OF_REGISTERS("64", "bf16", CONVSMITH_NAMES_32, "%32, %33, %34, %35", "%36",
-                                     "%37", "%38", CONVSMITH_BIND_32(0));
+        CONVSMITH_WGMMA("64", 32, "{%32, %33, %34, %35}", "%36", "%37", "%38", CONVSMITH_A);
     }
 }
 
-#undef CONVSMITH_WGMMA_OF_REGISTERS
+#undef CONVSMITH_A
 #undef CONVSMITH_WGMMA
+#undef CONVSMITH_WGMMA_OF
+#undef CONVSMITH_BIND_64
 #undef CONVSMITH_BIND_32
+#undef CONVSMITH_BIND_16
 #undef CONVSMITH_BIND_8
+#undef CONVSMITH_EIGHT
 #undef CONVSMITH_NAMES_64
 #undef CONVSMITH_NAMES_32
 #undef CONVSMITH_NAMES_16
