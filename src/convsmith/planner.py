@@ -27,7 +27,7 @@ KERNELS = (*FAMILIES, TORCH)
 
 # An own kernel is preferred to PyTorch's only where it is predicted to win by this much:
 # predictions err.
-REQUIRED_GAIN = 1.05
+REQUIRED_GAIN = 1.03
 
 # Few, so that a simulated weight gradient is split no more than a test needs.
 _SIMULATED_MULTIPROCESSORS = 4

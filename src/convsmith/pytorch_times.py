@@ -25,8 +25,10 @@ _DEPTHWISE_WEIGHT_GRADIENT_BEGINS_MS = 0.012
 # Where cuDNN's kernels change their pace.
 _NINE_TAPS = 9  # of 3x3, which most kernels are made for
 _MANY_CHANNELS = 128  # as many as a tile is wide
+_FILTERS_OF_A_TILE = 32  # in float32, of the narrowest
 _HALF_A_TILE = 32  # filters of a weight gradient, which fill no more than half a tile
 _FEW_CHANNELS = 8  # fewer than these make short sums for which tiles are loaded in vain
+_LONG_VECTOR = 16  # channels, of which float32 kernels of stride 1 are no quicker
 _NARROW_MATRIX = 24  # channels or filters, of one tap
 _LARGE_PLANE = 2**20
 
@@ -36,7 +38,8 @@ _FEW_CHANNELS_SHARE, _FEW_CHANNELS_OF_MANY_TAPS_SHARE = 0.3, 0.1
 _LEFT_OF_HALF_A_TILE, _LEFT_OF_DILATED_WEIGHT_GRADIENT = 0.65, 0.8
 _LEFT_OF_STRIDED_INPUT_GRADIENT = 0.65
 
-# The best shares of the copy rate, of weight gradients of one tap.
+# The best shares of the copy rate, of gradients of one tap.
+_STRIDED_MATRIX_TRAFFIC_SHARE = 0.4
 _NARROW_MATRIX_TRAFFIC_SHARE, _LARGE_PLANE_TRAFFIC_SHARE = 0.35, 0.7
 
 # The best share of the float32 rate of more than nine taps; and of it, how much is left where there
@@ -67,7 +70,9 @@ def predict(spec: ConvSpec, ceilings: Ceilings) -> tuple[float, str]:
     on_tensor_cores = _on_tensor_cores(spec, ceilings)
     if spec.precision is not Precision.TF32 or spec.direction is not Direction.FORWARD:
         return on_tensor_cores
-    if _summed(spec) < _FEW_CHANNELS:  # float32 kernels are slower than their model there
+    # Else float32 kernels are slower than their model there.
+    plain = spec.stride == (1, 1) and spec.dilation == (1, 1)
+    if not _FEW_CHANNELS <= _summed(spec) < (_LONG_VECTOR if plain else math.inf):
         return on_tensor_cores
     return min(on_tensor_cores, _float32(spec, ceilings))
 
@@ -156,9 +161,14 @@ def _tensor_core_share(spec: ConvSpec) -> float:
 def _traffic_share(spec: ConvSpec) -> float:
     """Of the copy rate, the best that is reached where traffic takes longest.
 
-    Less was measured of weight gradients of one tap, where planes are large or channels are few.
+    Less was measured of gradients of one tap: of the input where strided, and of weights where
+    planes are large or channels are few.
     """
-    if spec.direction is not Direction.GRAD_WEIGHT or math.prod(spec.kernel_size) > 1:
+    if math.prod(spec.kernel_size) > 1:
+        return 1
+    if _is_grad_input(spec) and spec.stride != (1, 1) and spec.groups == 1:
+        return _STRIDED_MATRIX_TRAFFIC_SHARE
+    if spec.direction is not Direction.GRAD_WEIGHT:
         return 1
     if spec.groups == 1 and min(spec.in_channels, spec.out_channels) < _NARROW_MATRIX:
         return _NARROW_MATRIX_TRAFFIC_SHARE
@@ -175,7 +185,7 @@ def _conversion_ms(spec: ConvSpec, ceilings: Ceilings) -> float:
     elements = math.prod(spec.input_shape) + math.prod(spec.output_shape)
     slower = 1.0
     if spec.dtype.itemsize == 2:
-        slower = 1.5 if spec.direction is Direction.GRAD_WEIGHT else 1.25
+        slower = 1.5 if spec.direction is Direction.GRAD_WEIGHT else 1.4
     copies_ms = slower * 2 * elements * spec.dtype.itemsize / (ceilings.copy_TBps * 1e9)
     return copies_ms + _CONVERTED_BEGINS_MS
 
@@ -228,14 +238,21 @@ def _cudnn_float32_share(spec: ConvSpec) -> tuple[float, str]:
         return _float32_input_gradient_share(spec, plain, taps)
     if taps == 1:
         return min(0.1 + 0.0037 * filled, 0.45 if filled < 400 else 0.57), "a matrix product"
-    if taps <= _NINE_TAPS and plain:
-        return min(max(0.0113 * filled, 0.75), 2.8), "Winograd or implicit product"
+    few_filters = _filled_by_filters(spec)
+    if spec.kernel_size == (3, 3) and plain:
+        share = min(max(0.0113 * filled, 0.75), 2.8)
+        return share * few_filters, "Winograd or implicit product"
     few = _summed(spec) < _FEW_CHANNELS and spec.stride != (1, 1)
-    return 0.42 if few else 0.66, "implicit product"
+    return (0.42 if few else 0.66) * few_filters, "implicit product"
+
+
+def _filled_by_filters(spec: ConvSpec) -> float:
+    """Of the narrowest tile in float32, at least an eighth."""
+    return min(1, max(0.125, spec.out_channels / _FILTERS_OF_A_TILE))
 
 
 def _float32_forward_share(spec: ConvSpec, plain: bool, taps: int) -> tuple[float, str]:
-    few_filters = min(1, spec.out_channels / 8)
+    few_filters = _filled_by_filters(spec)
     if taps == 1:
         return 0.65 if spec.stride == (1, 1) else 0.75, "a matrix product"
     if taps <= _NINE_TAPS and plain:

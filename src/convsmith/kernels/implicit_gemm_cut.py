@@ -134,8 +134,8 @@ class Configuration:
         stores_in_turn: the warpgroups do, so that one multiplies meanwhile.
         stores_pairs, stores_runs: how sums are stored; neither: one by one.
         stage_taps: of a stage of weights.
-        met_taps: of the block's tiles that has the most, in the mean, with those that fill its last
-            stage.
+        met_taps: of a tile, with those that fill its last stage: the mean, or the most where
+            a block has but one tile.
         tiles: of outputs, down all images and across.
         blocks: of the grid.
         workspace_bytes: packed weights.

@@ -93,6 +93,11 @@ class Phases:
         return self.are_neighbours and self.together in (self.stride[1], STAGED_FILTERS)
 
     @property
+    def rows_are_sectors(self) -> bool:
+        """Whether eight neighbours in a row of dx lie in one sector of memory."""
+        return all(step % 8 == 0 for step in self.x_strides[:3])
+
+    @property
     def stores_vectors(self) -> bool:
         """Whether it stores them as a vector, of which rows of dx are whole numbers."""
         sizes = (*self.x_strides[:3], self.x_size[1])

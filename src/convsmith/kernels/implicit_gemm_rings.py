@@ -56,14 +56,20 @@ class BlockUse:
     @property
     def group_bytes(self) -> int:
         """Of the vectors that all loading threads copy at once."""
-        at_once = 1 if self.itemsize == 4 and not self.unfolds else 2
-        return at_once * VECTOR * LOADING_THREADS[self.products] * self.itemsize
+        at_once = vectors_at_once(self.products, self.itemsize, self.unfolds)
+        return at_once * VECTOR * self.itemsize
 
     @property
     def fixed_bytes(self) -> int:
         """Beside the rings."""
         tables = (5 if self.unfolds else 3) * -(-self.pixels // 4) * 4 * 4
         return head_bytes(self.unfolds, self.interleaves) + STAGING_BYTES + tables
+
+
+def vectors_at_once(products: int, itemsize: int, unfolds: bool) -> int:
+    """What all loading threads copy as a group: S::kAtOnce vectors each."""
+    of_thread = 1 if itemsize == 4 and not unfolds else 2
+    return of_thread * LOADING_THREADS[products]
 
 
 def share_out(use: BlockUse) -> Rings | None:

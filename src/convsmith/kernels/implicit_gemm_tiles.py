@@ -16,7 +16,7 @@ from convsmith.kernels.implicit_gemm_cut import (
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
-from convsmith.kernels.implicit_gemm_times import rounds, tile_us
+from convsmith.kernels.implicit_gemm_times import tiles_us
 from convsmith.spec import ConvSpec, Direction, Pair, Precision
 
 MOST_STAGE_TAPS = 4
@@ -30,7 +30,7 @@ MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
     attempts = [
-        (rounds(forward, one) * tile_us(forward, one), one)
+        (tiles_us(forward, one), one)
         for forward in forwards_of(spec)
         for one in fitting_tilings(spec, forward, multiprocessors)
     ]

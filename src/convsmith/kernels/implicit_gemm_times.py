@@ -6,41 +6,33 @@ import math
 
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.kernels.implicit_gemm_rings import VECTOR, vectors_at_once
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
-BEGIN_AND_END_MS = 0.009
-PACK_MS_PER_TERM = 1.2e-6  # of a filter
-SHARE_OF_MEMORY = 0.85
+BEGIN_AND_END_MS = 0.0145
+PACK_MS_PER_WEIGHT = 3.8e-9
+
+# Of a matrix product that is long enough for the clock to sink: tiles are shorter.
+SHARE_OF_RATE = 1.29
+H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 
 # Microseconds of a multiprocessor. A tile of two halves has 128 filters of 256 pixels, or 64 of
 # 512.
 TILE_OUTPUTS = 128 * 256
-SHORT_SUMS = 1.1  # times as long
-SHORT_SUMS_OF_PHASES = 1.3
-# Of phases, where warpgroups have filters of their own: row phases apart, and tall tiles.
-APART = 0.94
-TALL_PHASES = 0.95
-LONG_ROW = 128
-H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
-SHARE_OF_RATE = 0.9
+SHORT_SUMS = 1.32  # times as long to multiply
 # Vectors that are loaded, by the number of products: of long rows, and of short ones.
-LONG_ROWS = {1: 480.0, 3: 210.0}
-SHORT_ROWS = {1: 420.0, 3: 185.0}
+LONG_ROWS = {1: 578.0, 3: 221.0}
+SHORT_ROWS = {1: 419.0, 3: 179.0}
+VECTORS_SHARE_16_BITS = 0.85  # which are read before others are begun
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
-STORE_LONG = 8.5
-STORE_LONG_UNALIGNED = 11.0
-STORE_SHORT = 11.0
-STORE_SHORT_UNALIGNED = 18.0
-STORE_SINGLE = 25.0
-STORE_PHASES_LONG = 10.0
-STORE_PHASES_SHORT = 11.0
-STORE_PHASES_UNALIGNED = 16.0
+STORE_LONG = 7.0
+STORE_LONG_UNALIGNED = 9.1
+STORE_SHORT = 8.4  # and phases of a stride
+STORE_SHORT_UNALIGNED = 16.6
+STORE_SINGLE = 12.3
 STORE_16_BITS = 0.7  # of the time of 32
-# What tiles of short rows take more in images of long ones.
-SHORT_ROWS_OF_LONG = 1.04
-SHORT_ROWS_OF_LONG_UNALIGNED = 1.15
-OVERLAP = 0.5  # of the second longest of a tile's three parts
+OVERLAP = 0.64  # of the second longest of a tile's three parts
 
 
 def predicted_tiles_ms(
@@ -49,11 +41,11 @@ def predicted_tiles_ms(
     """Time of ``spec``: memory, or the tiles that a multiprocessor goes over one by one."""
     forward = forward_of(spec, configuration.apart)
     rate = ceilings.fp16_TFLOPs / multiprocessors / H100_FP16_TFLOPS_PER_MULTIPROCESSOR
-    last = store_us(forward, configuration)
-    tiles_us = rounds(forward, configuration) * tile_us(forward, configuration, rate) + last
-    memory_ms = spec.bytes_moved / (SHARE_OF_MEMORY * ceilings.copy_TBps * 1e9)
-    terms = forward.channels * math.prod(forward.kernel)
-    return max(tiles_us / 1e3, memory_ms) + BEGIN_AND_END_MS + PACK_MS_PER_TERM * terms
+    memory_ms = spec.bytes_moved / (ceilings.copy_TBps * 1e9)
+    filters = forward.groups * configuration.filter_blocks * configuration.block_filters
+    weights = filters * forward.channels * math.prod(forward.kernel)
+    kernel_ms = max(tiles_us(forward, configuration, rate) / 1e3, memory_ms)
+    return kernel_ms + BEGIN_AND_END_MS + PACK_MS_PER_WEIGHT * weights
 
 
 def rounds(forward: Forward, configuration: Configuration) -> int:
@@ -62,32 +54,52 @@ def rounds(forward: Forward, configuration: Configuration) -> int:
     return -(-tiles // configuration.blocks)
 
 
-def tile_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
-    """Time of a tile: the longest of multiplying, loading, storing, and part of the second."""
+def tiles_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
+    """Time of the block with the most tiles.
+
+    A tile takes the longest of multiplying, loading and storing, and part of the second
+    longest. Of the first one, nothing is stored before it has been multiplied.
+    """
+    parts = (
+        products_us(configuration, rate),
+        patches_us(forward, configuration),
+        store_us(forward, configuration),
+    )
+    *before, store = parts
+    first = max(before) + OVERLAP * min(before) + store
+    *_, second, longest = sorted(parts)
+    return first + (rounds(forward, configuration) - 1) * (longest + OVERLAP * second)
+
+
+def products_us(configuration: Configuration, rate: float) -> float:
+    """Time of a tile's products."""
     channels = configuration.rings.channel_blocks * configuration.rings.block_channels
     terms = channels * configuration.met_taps
-    outputs = TILE_OUTPUTS * configuration.shape.count // 2
+    outputs = TILE_OUTPUTS * configuration.shape.count / 2
     operations = 2 * outputs * terms * configuration.products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
-    vectors = configuration.vectors * configuration.patch.pixels * share_that_meets(forward)
+    return operations / (tera * 1e6) * (SHORT_SUMS if configuration.short_sums else 1)
+
+
+def patches_us(forward: Forward, configuration: Configuration) -> float:
+    """Time of a tile's patches."""
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
         per_us *= STRIDED_VECTORS_SHARE
-    *_, second, longest = sorted(
-        (operations / (tera * 1e6), vectors / per_us, store_us(forward, configuration))
-    )
-    of_long = configuration.shape.is_narrow and forward.out_size[1] >= LONG_ROW
-    slower = 1.0
-    if of_long:
-        fill_sectors = eights_share_sectors(forward) and forward.sector == 8
-        slower = SHORT_ROWS_OF_LONG if fill_sectors else SHORT_ROWS_OF_LONG_UNALIGNED
-    if forward.phases is not None and configuration.splits_filters:
-        slower *= APART if configuration.apart else 1
-        slower *= TALL_PHASES if configuration.shape.down > 1 else 1
-    if configuration.short_sums:
-        slower *= SHORT_SUMS if forward.phases is None else SHORT_SUMS_OF_PHASES
-    return (longest + OVERLAP * second) * slower
+    if forward.itemsize == 2:
+        per_us *= VECTORS_SHARE_16_BITS
+    share = share_that_meets(forward) if rounds(forward, configuration) > 1 else 1
+    return loaded_vectors(forward, configuration) * share / per_us
+
+
+def loaded_vectors(forward: Forward, configuration: Configuration) -> int:
+    """Those of a tile's patches, each in whole groups of what all threads copy at once."""
+    at_once = vectors_at_once(configuration.products, forward.itemsize, configuration.unfolds)
+    of_patch = configuration.rings.block_channels // VECTOR
+    patches, rest = divmod(configuration.vectors, of_patch)
+    groups = patches * -(-of_patch * configuration.patch.pixels // at_once)
+    return (groups + -(-rest * configuration.patch.pixels // at_once)) * at_once
 
 
 def share_that_meets(forward: Forward) -> float:
@@ -100,8 +112,8 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     aligned = eights_share_sectors(forward)
     phases = forward.phases
     if phases is not None and phases.fill_rows:
-        time = STORE_PHASES_SHORT if configuration.shape.is_narrow else STORE_PHASES_LONG
-        time = time if phases.stores_vectors else STORE_PHASES_UNALIGNED
+        in_sectors = phases.rows_are_sectors or not configuration.shape.is_narrow
+        time = STORE_SHORT if phases.stores_vectors and in_sectors else STORE_SHORT_UNALIGNED
     elif configuration.stores_pairs and configuration.shape.is_narrow:
         time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
     elif configuration.stores_pairs or configuration.stores_runs:
@@ -109,8 +121,7 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
         time = STORE_LONG if in_sectors else STORE_LONG_UNALIGNED
     else:
         time = STORE_SINGLE
-    share = configuration.shape.count / 2
-    share *= 0.25 + 0.75 * filters_that_exist(forward, configuration)
+    share = configuration.shape.count / 2 * filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
