@@ -130,8 +130,7 @@ def attempt(
     if rings is None:
         return None
     piece, lead = choose_piece(forward) if unfolds else (1, 0)
-    needed = (forward.out_size[0] - 1) * stride[0] + forward.reach[0] + 1
-    tall_height = -(-needed // stride[0]) * stride[0]
+    tall_height = tall_height_of(forward)
     tiles = count_tiles(forward, tall_height // stride[0], patch.tile, shape)
     padded = forward.groups * filter_blocks * block_filters
     all_tiles = math.prod(tiles) * forward.groups * filter_blocks
@@ -177,6 +176,18 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
     if shape.owns_sectors:
         tile = (tile[0], tile[1] - forward.sector)
     return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
+
+
+def tall_height_of(forward: Forward) -> int:
+    """Input rows from an image to the next one; whole strides.
+
+    What outputs meet beyond the rows of an image may lie in the next one's padding.
+    """
+    stride, padding = forward.stride[0], forward.padding[0]
+    met = (forward.out_size[0] - 1) * stride + forward.reach[0] + 1
+    own = min(met, padding + forward.in_size[0])
+    rows = max(own, met - max(padding, 0), forward.out_size[0] * stride)
+    return -(-rows // stride) * stride
 
 
 def met_phases(forward: Forward) -> tuple[Pair, Pair]:
