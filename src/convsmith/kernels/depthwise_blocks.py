@@ -232,7 +232,8 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         else:
             size = (row_tiles, thread_tiles[1])
             loaded = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
-        upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
+        run = SPREAD_RUN if spreads else vector
+        upstream_columns = part[1] if together > 1 else -(-part[1] // run) * run
         width = spec.output_size[1]
         if whole_rows and width % math.gcd(tile[1], vector) == 0:
             upstream_columns = width  # and each plane is one run

@@ -391,7 +391,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
-                         my_row, down, chain);
+                         my_row, chain);
                 if (bias_gradient != nullptr) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
