@@ -96,6 +96,15 @@ IMAGES = {
         f"7x7-float16-{width}-columns": replace(LAYERS["7x7-float16"], groups=2, size=(9, width))
         for width in (12, 13, 16, 18)
     },
+    # Threads of two planes that alternate, and of interleaved planes, which do not.
+    "stride-2-many-planes-a-block": replace(LAYERS["stride-2"], batch=9, groups=12, size=(14, 14)),
+    "stride-2-channels-last": replace(
+        LAYERS["stride-2"],
+        groups=17,
+        size=(14, 14),
+        layout="channels_last",
+        upstream_layout="channels_last",
+    ),
     # Rows of dy that are no whole runs of a weight gradient whose threads own taps.
     **{
         f"11x11-{width}-columns": replace(LAYERS["11x11"], groups=2, size=(9, width))

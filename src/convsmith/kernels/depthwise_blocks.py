@@ -432,6 +432,8 @@ def source_tile(
         elif spec.direction is not Direction.GRAD_WEIGHT:  # which has no shared memory to spare
             pitch = in_bank(line, banks, least, step, rows.advance) or pitch
     plane = plane or down * pitch
+    if spec.direction is Direction.GRAD_WEIGHT and columns.advance % (2 * vector) == 0:
+        plane = in_other_banks(plane, vector)  # kAlternates of depthwise_weight.cuh
     before = columns.first % vector - columns.first
     end = (thread_tiles[1] - 1) * columns.advance + columns.first + columns.extent + vector
     elements = before + (planes - 1) * plane + (down - 1) * pitch + max(end, pitch)
