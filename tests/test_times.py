@@ -43,11 +43,6 @@ FEW_BLOCKS = [
 TAPS_SPREAD_OVER_THREADS = [
     ("c_b1_c1k64_1024_k9", "grad_weight", "float32", "depthwise", 1.0706, 0.6241),
     ("dw_b2_c32_512_k9", "grad_weight", "float32", "depthwise", 0.3213, 2.3583),
-    ("dw_b16_c80_45_k11_p0", "grad_weight", "float32", "depthwise", 0.0980, 0.2845),
-    ("dw_b32_c1024_7_k13", "grad_weight", "float32", "depthwise", 0.5042, 1.1587),
-    ("dw_b4_c30_57_k15_d2", "grad_weight", "float32", "depthwise", 0.0851, 0.1301),
-    ("dw_b8_c96_28_k21", "grad_weight", "float32", "depthwise", 0.1161, 0.4214),
-    ("dw_b8_c256_28_k29", "grad_weight", "float32", "depthwise", 0.3606, 2.0981),
     ("replk_dw31", "grad_weight", "float32", "depthwise", 0.7430, 15.9932),
 ]
 

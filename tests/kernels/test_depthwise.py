@@ -42,6 +42,9 @@ LAYERS = {
         ORDINARY, kernel_size=(7, 7), padding=(3, 3), size=(9, 14), dtype=torch.float16
     ),
     "11x11": replace(ORDINARY, kernel_size=(11, 11), size=(12, 11), padding=(2, 5)),
+    "13x13-stride-2": replace(
+        ORDINARY, groups=2, size=(15, 29), stride=(2, 2), kernel_size=(13, 13), padding=(6, 6)
+    ),
     "31x31": LARGE,
     "51x51": replace(LARGE, batch=1, size=(10, 15), kernel_size=(51, 51), padding=(25, 25)),
     "1x31": replace(LARGE, kernel_size=(1, 31), padding=(0, 15)),
@@ -92,6 +95,27 @@ IMAGES = {
     **{
         f"7x7-float16-{width}-columns": replace(LAYERS["7x7-float16"], groups=2, size=(9, width))
         for width in (12, 13, 16, 18)
+    },
+    # Threads of two planes that alternate, and of interleaved planes, which do not.
+    "stride-2-many-planes-a-block": replace(LAYERS["stride-2"], batch=9, groups=12, size=(14, 14)),
+    "stride-2-channels-last": replace(
+        LAYERS["stride-2"],
+        groups=17,
+        size=(14, 14),
+        layout="channels_last",
+        upstream_layout="channels_last",
+    ),
+    # Rows of dy that are no whole runs of a weight gradient whose threads own taps.
+    **{
+        f"11x11-{width}-columns": replace(LAYERS["11x11"], groups=2, size=(9, width))
+        for width in (1, 7, 14, 28, 45)
+    },
+    **{
+        f"11x11-{dtype}-{width}-columns": replace(
+            LAYERS["11x11"], groups=2, size=(9, width), dtype=dtype
+        )
+        for dtype in (torch.float16, torch.bfloat16)
+        for width in (7, 35)
     },
     # Threads whose outputs are as high as a plane, or not, in planes that lie apart.
     "7x7-planes-of-14-rows": replace(LAYERS["7x7"], batch=17, groups=21, size=(14, 14)),
@@ -265,8 +289,10 @@ def test_a_weight_gradient_of_few_terms_errs_less_than_pytorchs(device: str, see
         replace(LAYERS["common-factor"], size=(9, 22)),
         LAYERS["3-to-5"],
         replace(LARGE, size=(4, 45)),
+        replace(LAYERS["11x11"], size=(9, 7)),
+        replace(LAYERS["13x13-stride-2"], size=(8, 29)),
     ],
-    ids=["13-columns", "510-columns", "strided", "3-to-5", "31x31"],
+    ids=["13-columns", "510-columns", "strided", "3-to-5", "31x31", "11x11", "13x13-strided"],
 )
 def test_inf_and_nan_reach_just_what_they_meet(device: str, case: Case, value: float) -> None:
     """In x they reach the outputs and the taps that meet them; in dy elements of dx."""

@@ -232,7 +232,8 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         else:
             size = (row_tiles, thread_tiles[1])
             loaded = source_tile(spec, (rows, columns), size, bundles, channels, whole_rows)
-        upstream_columns = part[1] if together > 1 else -(-part[1] // vector) * vector
+        run = SPREAD_RUN if spreads else vector
+        upstream_columns = part[1] if together > 1 else -(-part[1] // run) * run
         width = spec.output_size[1]
         if whole_rows and width % math.gcd(tile[1], vector) == 0:
             upstream_columns = width  # and each plane is one run
@@ -431,6 +432,8 @@ def source_tile(
         elif spec.direction is not Direction.GRAD_WEIGHT:  # which has no shared memory to spare
             pitch = in_bank(line, banks, least, step, rows.advance) or pitch
     plane = plane or down * pitch
+    if spec.direction is Direction.GRAD_WEIGHT and columns.advance % (2 * vector) == 0:
+        plane = in_other_banks(plane, vector)  # kAlternates of depthwise_weight.cuh
     before = columns.first % vector - columns.first
     end = (thread_tiles[1] - 1) * columns.advance + columns.first + columns.extent + vector
     elements = before + (planes - 1) * plane + (down - 1) * pitch + max(end, pitch)

@@ -18,61 +18,59 @@ struct Spread {
     float totals[Rows::kTile][Columns::kTile] = {};
     float bias = 0;
 
-    // Adds the products of one part of dy, of whose runs of columns this thread takes every
-    // `runs`th; `chain` rows of a run are one chain of additions.
+    // Adds the products of one part of dy, of whose columns this thread takes one run; `chain` rows
+    // of it are one chain of additions.
     __device__ __forceinline__ void add(const T* x, int x_row_pitch, const T* y, int y_row_pitch,
-                                        int rows, int columns, int first_run, int runs, int chain) {
+                                        int rows, int columns, int my_run, int chain) {
+        const int first = my_run * S::kRun;
+        if (first >= columns) return;
+        x += first * S::kStrideW;
+        y += first;
+        // Threads of a warp take the same branch, whichever runs they have.
+        const bool is_whole = columns % S::kRun == 0;
         for (int row = 0; row < rows; row += chain) {
-            add_rows(x + row * S::kStrideH * x_row_pitch, x_row_pitch, y + row * y_row_pitch,
-                     y_row_pitch, min(chain, rows - row), columns, first_run, runs);
+            const T* source = x + row * S::kStrideH * x_row_pitch;
+            const T* upstream = y + row * y_row_pitch;
+            if (is_whole) {
+                add_run<true>(source, x_row_pitch, upstream, y_row_pitch, min(chain, rows - row),
+                              columns - first);
+            } else {
+                add_run<false>(source, x_row_pitch, upstream, y_row_pitch, min(chain, rows - row),
+                               columns - first);
+            }
+#pragma unroll
+            for (int t = 0; t < Rows::kTile; ++t) {
+#pragma unroll
+                for (int s = 0; s < Columns::kTile; ++s) add_compensated(totals[t][s], sums[t][s]);
+            }
         }
     }
 
   private:
-    // Adds the products of kColumns neighbouring columns of dy, at all its rows.
-    template <typename XWindow, int kColumns>
-    __device__ __forceinline__ void add_columns(const T* x, int x_row_pitch, const T* y,
-                                                int y_row_pitch, int rows) {
+    // Adds the products of a run, of which there are `columns`, at all its rows.
+    template <bool kIsWhole>
+    __device__ __forceinline__ void add_run(const T* x, int x_row_pitch, const T* y,
+                                            int y_row_pitch, int rows, int columns) {
         const int sources = S::kDilationH * (Rows::kTile - 1) + S::kStrideH * (rows - 1) + 1;
         for (int source = 0; source < sources; ++source) {
-            XWindow window;
+            Window<T, Columns, S::kLead> window;
             window.load(x + source * x_row_pitch);
 #pragma unroll
             for (int t = 0; t < Rows::kTile; ++t) {
                 const int distance = source - S::kDilationH * t;
                 const int p = distance / S::kStrideH;
                 if (distance < 0 || distance % S::kStrideH != 0 || p >= rows) continue;
-                Window<T, Axis<false, 1, 1, 0, 1, kColumns>, 0> upstream;
+                Window<T, Axis<false, 1, 1, 0, 1, S::kRun>, 0> upstream;
                 upstream.load(y + p * y_row_pitch);
 #pragma unroll
-                for (int q = 0; q < kColumns; ++q) {
+                for (int q = 0; q < S::kRun; ++q) {
+                    // Outside of dy nothing is added, for zero times infinity is not zero.
+                    if (!kIsWhole && q >= columns) break;
 #pragma unroll
                     for (int s = 0; s < Columns::kTile; ++s) {
                         sums[t][s] += upstream.at(q) * window.at(Columns::source(s, q));
                     }
                 }
-            }
-        }
-    }
-
-    __device__ __forceinline__ void add_rows(const T* x, int x_row_pitch, const T* y,
-                                             int y_row_pitch, int rows, int columns, int first_run,
-                                             int runs) {
-        using One = Axis<false, 1, S::kDilationW, Columns::kOffset, S::kStrideW, Columns::kTile>;
-        for (int q = first_run * S::kRun; q < columns; q += runs * S::kRun) {
-            if (q + S::kRun <= columns) {
-                add_columns<Window<T, Columns, S::kLead>, S::kRun>(x + q * S::kStrideW, x_row_pitch,
-                                                                   y + q, y_row_pitch, rows);
-            } else {
-                for (int one = q; one < columns; ++one) {
-                    add_columns<Window<T, One, S::kLead, 1, 1>, 1>(
-                        x + one * S::kStrideW, x_row_pitch, y + one, y_row_pitch, rows);
-                }
-            }
-#pragma unroll
-            for (int t = 0; t < Rows::kTile; ++t) {
-#pragma unroll
-                for (int s = 0; s < Columns::kTile; ++s) add_compensated(totals[t][s], sums[t][s]);
             }
         }
     }

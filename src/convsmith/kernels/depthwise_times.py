@@ -26,11 +26,11 @@ GRADIENT_POSITION, GRADIENT_TERM, NARROW_GRADIENT_TERM = 0.4, 0.065, 0.15
 # SUMS_OF_A_THREAD. Still fewer wait for what each product needs.
 BUSY_THREADS, SUMS_OF_A_THREAD = 448, 32
 
-# Of a weight gradient whose threads own taps, in products that take as long: adding up a
-# chain's sums, and loading a row of x for a column of dy that fills no run, which has bank
-# conflicts.
+# Of a weight gradient whose threads own taps: adding up a chain's sums, in products that take as
+# long; and by what factor products take longer where columns of dy are counted, for they fill no
+# whole runs.
 CHAIN_END = 800
-LONE_COLUMN_ROW = 150
+COUNTED = 1.2
 
 
 def predicted_ms(
@@ -85,23 +85,18 @@ def instructions_ms(spec: ConvSpec, configuration: Configuration) -> float:
 def spread_products(spec: ConvSpec, configuration: Configuration, multiprocessors: int) -> float:
     """Products of a weight gradient whose threads own taps, and what takes as long.
 
-    Every thread goes over the rows of a part of dy, in one run of columns; so do those of taps
-    that tiles have beyond the filter. Columns that fill no run take a pass each, and the block
-    waits for them. Each chain of rows of dy meets as many more rows of x as its taps reach over.
+    Every thread goes over the rows of a part of dy, in one run of columns, though it be the last
+    one and shorter; so do those of taps that tiles have beyond the filter.
     """
     height, width = spec.output_size
     rows = height / -(-height // configuration.part[0])
     chains = -(-rows // configuration.chain)
-    x_rows = spec.stride[0] * (rows - chains)
-    x_rows += chains * (spec.dilation[0] * (configuration.tile[0] - 1) + 1)
-    taps = math.prod(configuration.tile)
-    run = SPREAD_RUN * taps * rows + CHAIN_END * chains
-    lone_columns = width % SPREAD_RUN * (taps * rows + LONE_COLUMN_ROW * x_rows)
-    parts_across = -(-width // configuration.part[1])  # the last one has the lone columns
-    of_a_part = run + max(0, lone_columns - run) / parts_across
+    run = SPREAD_RUN * math.prod(configuration.tile) * rows
+    run *= COUNTED if width % SPREAD_RUN else 1
     blocks = -(-configuration.blocks // multiprocessors) * multiprocessors
     parts = blocks * -(-configuration.tiles // configuration.blocks)
-    return parts * configuration.threads * of_a_part * waiting(configuration, multiprocessors)
+    of_a_part = configuration.threads * (run + CHAIN_END * chains)
+    return parts * of_a_part * waiting(configuration, multiprocessors)
 
 
 def waiting(configuration: Configuration, multiprocessors: int) -> float:

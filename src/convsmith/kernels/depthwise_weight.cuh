@@ -54,6 +54,10 @@ struct WeightGradient {
     static constexpr int kVector = 16 / sizeof(T);
     static constexpr int kLead = kInterleaved ? 0 : ((-kPaddingW % kVector) + kVector) % kVector;
     static constexpr int kLeft = kLead - Columns::kFirst;  // columns before x's first
+
+    // Whether threads of two pairs alternate: where those of one read every other vector of x.
+    static constexpr bool kAlternates =
+        !kSpreads && !kInterleaved && Columns::kAdvance % (2 * kVector) == 0;
 };
 
 // What the host packs for one call. A bundle is kChannels input channels and `bundle_filters`
@@ -284,7 +288,11 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const int across = static_cast<int>(problem.pair_threads[1]);
     const int pair_threads = down * across;
     const int all_pairs = static_cast<int>(problem.bundles) * filters;
-    const int of_pairs = S::kInterleaved ? thread / S::kColumnPitch : thread;
+    int of_pairs = S::kInterleaved ? thread / S::kColumnPitch : thread;
+    if (S::kAlternates && all_pairs % 2 == 0) {
+        const int of_two = thread % (2 * across);  // lines, of which threads take turns
+        of_pairs += of_two % 2 * across + of_two / 2 - of_two;
+    }
     const int line = of_pairs / across, my_column = of_pairs % across;
     const int my_pair = S::kInterleaved ? thread % S::kColumnPitch
                         : S::kSpreads   ? line / down
@@ -391,7 +399,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     my_column / S::kTapColumns * Rows::kTile * S::kDilationH * x_row_pitch +
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
-                         my_row, down, chain);
+                         my_row, chain);
                 if (bias_gradient != nullptr) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
