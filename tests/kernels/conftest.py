@@ -1,7 +1,7 @@
 """Makes convolutions.py importable from the tests beside it, and says what they run on."""
 
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,7 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 from convolutions import on_poisoned_memory
 
 from convsmith.kernels import implicit_gemm_tiles
-from convsmith.kernels.implicit_gemm_cut import Configuration
+from convsmith.kernels.implicit_gemm_cut import Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward
 from convsmith.spec import ConvSpec
 
@@ -32,14 +32,25 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     return request.param
 
 
+def prefer(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Halves], bool]) -> None:
+    """Leaves an implicit_gemm's tiles no other shapes, where it may have one that is wanted."""
+    fitting_tilings = implicit_gemm_tiles.fitting_tilings
+
+    def preferred(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
+        fitting = fitting_tilings(spec, forward, multiprocessors)
+        return [one for one in fitting if wanted(one.shape)] or fitting
+
+    monkeypatch.setattr(implicit_gemm_tiles, "fitting_tilings", preferred)
+
+
 @pytest.fixture(params=[1, 2], ids=["single", "halves"])
 def halves(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> int:
     """How many halves the tiles of an implicit_gemm have, where they may have as many."""
-    fitting_tilings = implicit_gemm_tiles.fitting_tilings
-
-    def of_so_many(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
-        fitting = fitting_tilings(spec, forward, multiprocessors)
-        return [one for one in fitting if one.shape.count == request.param] or fitting
-
-    monkeypatch.setattr(implicit_gemm_tiles, "fitting_tilings", of_so_many)
+    prefer(monkeypatch, lambda shape: shape.count == request.param)
     return int(request.param)
+
+
+@pytest.fixture
+def flat(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tiles of an implicit_gemm go on from row to row, where they may."""
+    prefer(monkeypatch, lambda shape: shape.is_flat)

@@ -136,6 +136,28 @@ def test_input_gradients_of_groups_err_too_much_in_the_float32_class(
         gradient_error(case, device)
 
 
+FLAT_CASES = {
+    **{name: CASES[name] for name in ("ordinary", "many-filters", "small-planes", "groups")},
+    **{name: CASES[name] for name in ("dilated", "5x2", "three-channels", "one-channel")},
+    "one-column": replace(ORDINARY, batch=3, size=(50, 1), kernel_size=(3, 1), padding=(1, 0)),
+    "128-columns": replace(ORDINARY, batch=1, size=(5, 128)),
+    "no-padding": replace(ORDINARY, size=(9, 21), padding=(0, 0)),
+    "padding-of-one-side": replace(ORDINARY, size=(9, 20), kernel_size=(2, 4), padding=(1, 3)),
+    "1x1": replace(ORDINARY, size=(7, 7), kernel_size=(1, 1), padding=(0, 0), batch=5),
+}
+
+
+@pytest.mark.usefixtures("flat")
+@pytest.mark.parametrize("case", FLAT_CASES.values(), ids=FLAT_CASES)
+def test_tiles_that_go_on_from_row_to_row(case: Case, device: str, precision: str) -> None:
+    configuration = implicit_gemm.configure(case.specs()[Direction.FORWARD], 132)
+    assert isinstance(configuration, Configuration)
+    assert configuration.shape.is_flat
+    assert errors(case, device) < LARGEST_ERROR[precision]
+    if case.groups == 1 and case.stride == (1, 1):
+        assert gradient_error(case, device) < LARGEST_ERROR[precision]
+
+
 def test_an_input_gradient_of_padding_beyond_the_filter(device: str, precision: str) -> None:
     case = replace(ORDINARY, padding=(4, 5))
     assert gradient_error(case, device) < LARGEST_ERROR[precision]

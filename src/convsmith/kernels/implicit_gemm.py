@@ -11,7 +11,11 @@ from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forward_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
-from convsmith.kernels.implicit_gemm_tiles import configure_tiles, unfolded_channels
+from convsmith.kernels.implicit_gemm_tiles import (
+    configure_tiles,
+    flat_columns_of,
+    unfolded_channels,
+)
 from convsmith.kernels.implicit_gemm_times import predicted_tiles_ms
 from convsmith.kernels.implicit_gemm_weight import (
     configure_weight,
@@ -130,7 +134,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         configuration.tall_height,
         *(shape.columns, shape.down, shape.right),
         *(*patch.group_shift, *patch.tile),
-        forward.out_size[1] if shape.is_flat else 0,
+        flat_columns_of(forward) if shape.is_flat else 0,
         *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
@@ -154,8 +158,9 @@ def template_arguments(
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases
-    last = (configuration.shape.count, phases.together if phases else 0)
-    what = ", ".join((*first, *map(str, (*numbers, *last))))
+    shape = configuration.shape
+    flat, together = str(shape.is_flat).lower(), phases.together if phases else 0
+    what = ", ".join((*first, *map(str, (*numbers, shape.count, flat, together))))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

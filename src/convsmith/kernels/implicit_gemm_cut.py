@@ -50,7 +50,6 @@ class Halves:
         return self.columns < HALF
 
 
-# Flat ones are for patches of no columns' reach.
 DOUBLE_SHAPES = (
     Halves(128, 1, 0),
     Halves(128, 1, 0, owns_sectors=True),

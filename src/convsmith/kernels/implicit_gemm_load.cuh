@@ -44,7 +44,7 @@ class PatchLoader {
             const int phase = pixel / (rows * pitch);
             const int row = step_to(pixel / pitch % rows, phase / across, 0);
             const int column =
-                S::is_flat(problem_) ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
+                S::kIsFlat ? pixel % pitch : step_to(pixel % pitch, phase % across, 1);
             steps_[pixel] = row << 16 | column;
         }
     }
@@ -87,15 +87,13 @@ class PatchLoader {
     };
 
     __device__ __forceinline__ Corner corner_of(const Tile& tile) const {
-        const int flat_row =
-            S::is_flat(problem_) ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
+        const int flat_row = S::kIsFlat ? tile.column / static_cast<int>(problem_.flat_columns) : 0;
         const int row = (tile.row + flat_row) * static_cast<int>(problem_.stride[0]);
         const int tall = static_cast<int>(problem_.tall_height);
         const int image = row / tall;
-        const int column = S::is_flat(problem_)
-                               ? tile.column % static_cast<int>(problem_.flat_columns)
-                               : tile.column * static_cast<int>(problem_.stride[1]) -
-                                     static_cast<int>(problem_.padding[1]);
+        const int column = S::kIsFlat ? tile.column % static_cast<int>(problem_.flat_columns)
+                                      : tile.column * static_cast<int>(problem_.stride[1]) -
+                                            static_cast<int>(problem_.padding[1]);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
         return {image, row - image * tall, column, plane};
@@ -110,7 +108,7 @@ class PatchLoader {
         const int step = steps_[pixel];
         const int tall = static_cast<int>(problem_.tall_height);
         int h = corner.row + (step >> 16), w = corner.column + (step & 0xffff), image = 0;
-        if (S::is_flat(problem_)) {
+        if constexpr (S::kIsFlat) {
             const auto columns = static_cast<int>(problem_.flat_columns);
             h += w / columns * static_cast<int>(problem_.stride[0]);
             w = w % columns * static_cast<int>(problem_.stride[1]) -

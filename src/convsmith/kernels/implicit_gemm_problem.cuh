@@ -5,7 +5,8 @@
 //
 //   tall input row = stride * tall output row + dilation * r,   tall rows of an image: tall_height
 //
-// A flat tile is a run of this tall image's pixels, row after row.
+// A flat tile is a run of this tall image's pixels, row after row, with what pads each on its
+// right; of which there is none where channels are unfolded.
 //
 // A patch holds what the taps of a tile of outputs meet, split by phases of the stride: then a tap
 // is a shift of the whole tile by a fixed number of pixels. Where there are few channels, a patch
@@ -54,7 +55,7 @@ struct Problem {
     std::int64_t half_down, half_right;    // from the first half of a tile to the second, or 0
     std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
     std::int64_t tile_size[2];             // of all of them together, or of what is stored of them
-    std::int64_t flat_columns;             // of the output, if a row goes on in the next one, or 0
+    std::int64_t flat_columns;             // from a row of flat tiles to the next one; or 0
     std::int64_t phases[2];                // of the stride that taps meet
     std::int64_t patch_rows, pitch;        // of a phase, in pixels
     std::int64_t row_pixels;               // from a row of taps to the next in a phase
@@ -86,7 +87,7 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // their own (kSplitsFilters), or the other way round. The outputs of filters may interleave,
 // kTogether of them as neighbours: they are phases of the input gradient of a stride.
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, int kTogether_>
+          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, bool kIsFlat_, int kTogether_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -114,6 +115,7 @@ struct Convolution {
     // not added yet where there are several products. A single half leaves room for as many that
     // are added up apart, so that the tensor cores' sums are short.
     static constexpr int kHalves = kHalves_;
+    static constexpr bool kIsFlat = kIsFlat_;
     static constexpr bool kShortSums = kHalves == 1 && kProducts == 3;
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
@@ -126,9 +128,6 @@ struct Convolution {
     static constexpr int kTapBytes = kParts * kBlockChannels * kRowsOfBlock * 2;
     static constexpr int kStageBytes = kStageTaps * kTapBytes;
 
-    static __host__ __device__ bool is_flat(const Problem& problem) {
-        return kUnfolds && problem.flat_columns != 0;
-    }
     static __host__ __device__ int patch_pixels(const Problem& problem) {
         return static_cast<int>(problem.phases[0] * problem.phases[1] * problem.patch_rows *
                                 problem.pitch);

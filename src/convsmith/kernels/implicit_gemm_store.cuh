@@ -117,37 +117,61 @@ class Store : public FinishedSums<S> {
                                                  Element<T>::narrow(values.values[1])};
     }
 
-    // A half is a run of neighbours, or a flat one's are where an image ends.
+    // A half's pixels are neighbours, at least those of an image.
     __device__ __forceinline__ void store_runs(T* plane, const Corner& corner, int count) const {
-        const auto rows = static_cast<int>(problem_.out_size[0]);
-        const auto columns = static_cast<int>(problem_.out_size[1]);
-        if (!S::is_flat(problem_)) {
-            const int place = place_of(corner, position_of(corner, 0));
-            if (place == kNone) return;
-            if (problem_.owns_sectors != 0) {
-                store_sectors(plane + place, corner.column, count);
-            } else {
-                store_run(plane + place, 0, min(columns - corner.column, kHalf), count);
-            }
+        if constexpr (S::kIsFlat) {
+            store_flat(plane, corner, count);
             return;
         }
+        const int place = place_of(corner, position_of(corner, 0));
+        if (place == kNone) return;
+        if (problem_.owns_sectors != 0) {
+            store_sectors(plane + place, corner.column, count);
+            return;
+        }
+        const int columns = static_cast<int>(problem_.out_size[1]) - corner.column;
+        store_run(plane + place, min(columns, kHalf), count, [](int pixel) { return pixel; });
+    }
+
+    // What a flat half has of an image are neighbours but for the padding between its rows.
+    __device__ __forceinline__ void store_flat(T* plane, const Corner& corner, int count) const {
+        const auto columns = static_cast<int>(problem_.out_size[1]);
+        const auto pitch = static_cast<int>(problem_.flat_columns);
         const int images = static_cast<int>(problem_.images) - corner.first_image;
-        int first = -(corner.row * columns + corner.column);  // the image's
-        for (int image = 0; first < kHalf && image < images; ++image) {
-            const int begin = max(first, 0), end = min(first + rows * columns, kHalf);
-            T* out = plane + image * problem_.out_strides[0] + (begin - first);
-            if (begin < end) store_run(out, begin, end - begin, count);
-            first += tall_out_ * columns;
+        // Quotients of less than 2**16 / columns, where there is padding: then columns are few.
+        const unsigned inverse = 65535u / static_cast<unsigned>(columns) + 1;
+        int from = corner.row * pitch + corner.column;  // the half's first pixel, in the image
+        for (int image = 0; from > -kHalf && image < images; ++image) {
+            const int begin = stored_before(from), end = stored_before(from + kHalf);
+            const int row = begin / columns, in_row = begin - row * columns;
+            const int staged = begin - from + row * (pitch - columns);
+            store_run(plane + begin, end - begin, count, [&](int pixel) {
+                const auto rows = static_cast<int>((in_row + pixel) * inverse >> 16);
+                return staged + pixel + rows * (pitch - columns);
+            });
+            plane += problem_.out_strides[0];
+            from -= tall_out_ * pitch;
         }
     }
 
-    // Stores neighbours, from pixel `first` on: but for their ends in whole sectors of 32 bytes,
-    // for memory reads what is to be written in part.
-    __device__ __forceinline__ void store_run(T* out, int first, int pixels, int count) const {
+    // How many elements of an image, of a channel, lie before a place of a flat tile.
+    __device__ __forceinline__ int stored_before(int place) const {
+        const auto rows = static_cast<int>(problem_.out_size[0]);
+        const auto columns = static_cast<int>(problem_.out_size[1]);
+        const auto pitch = static_cast<int>(problem_.flat_columns);
+        const int row = max(place, 0) / pitch, column = max(place, 0) % pitch;
+        return row < rows ? row * columns + min(column, columns) : rows * columns;
+    }
+
+    // Stores neighbours, which lie in a staged row where `staged_at` says: but for their ends in
+    // whole sectors of 32 bytes, for memory reads what is to be written in part.
+    template <typename Place>
+    __device__ __forceinline__ void store_run(T* out, int pixels, int count,
+                                              const Place& staged_at) const {
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
-            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch + first, elements_before(out),
-                         0, pixels);
+            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, elements_before(out), 0,
+                         pixels, staged_at);
             out += problem_.out_strides[1];
         }
     }
@@ -160,12 +184,15 @@ class Store : public FinishedSums<S> {
     }
 
     // A warp's 32 at once are whole sectors.
+    template <typename Place>
     __device__ __forceinline__ void store_pixels(T* out, const float* row, int before, int begin,
-                                                 int end) const {
+                                                 int end, const Place& staged_at) const {
 #pragma unroll
         for (int i = 0; i <= kVectorPixels; ++i) {
             const int pixel = i * 32 + lane_ - before;
-            if (pixel >= begin && pixel < end) out[pixel] = Element<T>::narrow(row[pixel]);
+            if (pixel >= begin && pixel < end) {
+                out[pixel] = Element<T>::narrow(row[staged_at(pixel)]);
+            }
         }
     }
 
@@ -178,7 +205,8 @@ class Store : public FinishedSums<S> {
         for (int f = 0; f < count; ++f) {
             const int before = elements_before(out), after = (kSector - before) % kSector;
             const int begin = column == 0 ? 0 : after, end = min(columns, width + after);
-            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, before, begin, end);
+            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, before, begin, end,
+                         [](int pixel) { return pixel; });
             out += problem_.out_strides[1];
         }
     }

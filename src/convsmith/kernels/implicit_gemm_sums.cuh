@@ -88,7 +88,7 @@ class FinishedSums {
                   half * static_cast<int>(problem_.half_down);
         int column = tile.column + group * static_cast<int>(problem_.group_right) +
                      half * static_cast<int>(problem_.half_right);
-        if (S::is_flat(problem_)) {
+        if constexpr (S::kIsFlat) {
             const auto columns = static_cast<int>(problem_.flat_columns);
             row = column / columns;
             column %= columns;
@@ -106,7 +106,7 @@ class FinishedSums {
         const bool is_narrow = problem_.half_columns == 8;
         int p = corner.row + (is_narrow ? pixel / 8 : 0), image = 0;
         int q = corner.column + (is_narrow ? pixel % 8 : pixel);
-        if (S::is_flat(problem_)) {
+        if constexpr (S::kIsFlat) {
             p += q / static_cast<int>(problem_.flat_columns);
             q %= static_cast<int>(problem_.flat_columns);
         }

@@ -100,7 +100,7 @@ def attempt(
     """One tiling, or None where it does not fit into shared memory."""
     if shape.owns_sectors and not can_own_sectors(forward):
         return None
-    if shape.is_flat and (forward.phases is not None or not forward.has_few_channels):
+    if shape.is_flat and not can_be_flat(forward):
         return None
     patch, taps = patch_of(forward, splits_filters, shape), taps_of(forward, sums)
     stride = forward.stride
@@ -130,7 +130,7 @@ def attempt(
     if rings is None:
         return None
     piece, lead = choose_piece(forward) if unfolds else (1, 0)
-    tall_height = tall_height_of(forward)
+    tall_height = spacing(forward, axis=0)
     tiles = count_tiles(forward, tall_height // stride[0], patch.tile, shape)
     padded = forward.groups * filter_blocks * block_filters
     all_tiles = math.prod(tiles) * forward.groups * filter_blocks
@@ -169,8 +169,8 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
         group_shift, tile = (shape.rows, 0), (2 * shape.rows, shape.width)
     phases, reach = met_phases(forward)
     if shape.is_flat:
-        row_pixels = forward.out_size[1]
-        pitch = tile[1] + reach[0] * row_pixels
+        row_pixels = flat_columns_of(forward)
+        pitch = tile[1] + reach[0] * row_pixels + reach[1]
         return Patch(tile, group_shift, phases, 1, pitch, row_pixels)
     rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
@@ -178,16 +178,33 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
     return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
 
 
-def tall_height_of(forward: Forward) -> int:
-    """Input rows from an image to the next one; whole strides.
+def spacing(forward: Forward, axis: int) -> int:
+    """Input rows from an image to the next one, or columns from a row to the next; whole strides.
 
-    What outputs meet beyond the rows of an image may lie in the next one's padding.
+    What outputs meet beyond the end of one may lie in the next one's padding.
     """
-    stride, padding = forward.stride[0], forward.padding[0]
-    met = (forward.out_size[0] - 1) * stride + forward.reach[0] + 1
-    own = min(met, padding + forward.in_size[0])
-    rows = max(own, met - max(padding, 0), forward.out_size[0] * stride)
-    return -(-rows // stride) * stride
+    stride, padding = forward.stride[axis], forward.padding[axis]
+    met = (forward.out_size[axis] - 1) * stride + forward.reach[axis] + 1
+    own = min(met, padding + forward.in_size[axis])
+    least = max(own, met - max(padding, 0), forward.out_size[axis] * stride)
+    return -(-least // stride) * stride
+
+
+def can_be_flat(forward: Forward) -> bool:
+    """Whether a tile may be a run of pixels across rows, with what is padding between these."""
+    if forward.phases is not None:
+        return False
+    if forward.has_few_channels:
+        return True
+    *_, of_row, of_column = forward.out_strides
+    columns = forward.out_size[1]
+    has_short_rows = columns <= HALF and (of_row, of_column) == (columns, 1)
+    return has_short_rows and forward.stride == (1, 1)
+
+
+def flat_columns_of(forward: Forward) -> int:
+    """From a row of a flat tile to the next one; unfolded channels need no padding between."""
+    return forward.out_size[1] if forward.has_few_channels else spacing(forward, axis=1)
 
 
 def met_phases(forward: Forward) -> tuple[Pair, Pair]:
@@ -235,7 +252,7 @@ def count_tiles(forward: Forward, tall_out: int, tile: Pair, shape: Halves) -> P
     """Down all images, of ``tall_out`` rows each, and across."""
     rows, columns = forward.batch * tall_out, forward.out_size[1]
     if shape.is_flat:
-        rows, columns = 1, rows * columns
+        rows, columns = 1, rows * flat_columns_of(forward)
     return (-(-rows // tile[0]), -(-columns // tile[1]))
 
 
