@@ -146,6 +146,7 @@ class Store : public FinishedSums<S> {
             const int row = begin / columns, in_row = begin - row * columns;
             const int staged = begin - from + row * (pitch - columns);
             store_run(plane + begin, end - begin, count, [&](int pixel) {
+                if constexpr (S::kUnfolds) return staged + pixel;  // there is no padding
                 const auto rows = static_cast<int>((in_row + pixel) * inverse >> 16);
                 return staged + pixel + rows * (pitch - columns);
             });

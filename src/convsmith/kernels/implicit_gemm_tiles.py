@@ -179,9 +179,9 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
 
 
 def spacing(forward: Forward, axis: int) -> int:
-    """Input rows from an image to the next one, or columns from a row to the next; whole strides.
+    """Input rows from an image to the next one, or columns from a row to the next.
 
-    What outputs meet beyond the end of one may lie in the next one's padding.
+    Whole strides. What outputs meet beyond the end of one may lie in the next one's padding.
     """
     stride, padding = forward.stride[axis], forward.padding[axis]
     met = (forward.out_size[axis] - 1) * stride + forward.reach[axis] + 1

@@ -4,35 +4,41 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import Configuration
+from convsmith.kernels.implicit_gemm_cut import Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_rings import VECTOR, vectors_at_once
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
-BEGIN_AND_END_MS = 0.0145
-PACK_MS_PER_WEIGHT = 3.8e-9
+BEGIN_AND_END_MS = 0.016
+PACK_MS_PER_WEIGHT = 4.1e-9
 
 # Of a matrix product that is long enough for the clock to sink: tiles are shorter.
-SHARE_OF_RATE = 1.29
+SHARE_OF_RATE = 1.3
 H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 
 # Microseconds of a multiprocessor. A tile of two halves has 128 filters of 256 pixels, or 64 of
 # 512.
 TILE_OUTPUTS = 128 * 256
 SHORT_SUMS = 1.32  # times as long to multiply
-# Vectors that are loaded, by the number of products: of long rows, and of short ones.
-LONG_ROWS = {1: 578.0, 3: 221.0}
-SHORT_ROWS = {1: 419.0, 3: 179.0}
+# Vectors that are loaded, by the number of products: of long rows, of short ones, and of flat
+# tiles' short rows.
+LONG_ROWS = {1: 592.0, 3: 224.0}
+SHORT_ROWS = {1: 435.0, 3: 188.0}
+FLAT_ROWS = {1: 465.0, 3: 205.0}
 VECTORS_SHARE_16_BITS = 0.85  # which are read before others are begun
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
-STORE_LONG = 7.0
-STORE_LONG_UNALIGNED = 9.1
-STORE_SHORT = 8.4  # and phases of a stride
-STORE_SHORT_UNALIGNED = 16.6
-STORE_SINGLE = 12.3
+STORE_LONG = 6.5
+STORE_SECTORS = 7.7  # of short rows, of a stride's phases, and long rows but for their ends
+STORE_UNALIGNED = 10.2
+STORE_FLAT = 14.9
 STORE_16_BITS = 0.7  # of the time of 32
-OVERLAP = 0.64  # of the second longest of a tile's three parts
+# Sectors that are written in part, by eight of a row that is no whole sectors, where they are
+# more than caches hold.
+CACHED_BYTES = 32e6
+PARTIAL_BYTES_PER_US = 0.58e6  # of all multiprocessors
+
+OVERLAP = 0.72  # of the second longest of a tile's three parts
 
 
 def predicted_tiles_ms(
@@ -68,7 +74,8 @@ def tiles_us(forward: Forward, configuration: Configuration, rate: float = 1) ->
     *before, store = parts
     first = max(before) + OVERLAP * min(before) + store
     *_, second, longest = sorted(parts)
-    return first + (rounds(forward, configuration) - 1) * (longest + OVERLAP * second)
+    in_turn = first + (rounds(forward, configuration) - 1) * (longest + OVERLAP * second)
+    return max(in_turn, partial_sectors_us(forward, configuration))
 
 
 def products_us(configuration: Configuration, rate: float) -> float:
@@ -84,6 +91,8 @@ def products_us(configuration: Configuration, rate: float) -> float:
 def patches_us(forward: Forward, configuration: Configuration) -> float:
     """Time of a tile's patches."""
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
+    if configuration.shape.is_flat and not configuration.unfolds:
+        rates = FLAT_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
         per_us *= STRIDED_VECTORS_SHARE
@@ -109,28 +118,42 @@ def share_that_meets(forward: Forward) -> float:
 
 def store_us(forward: Forward, configuration: Configuration) -> float:
     """Time of storing a tile, in the mean: that of its filters that exist, and some waiting."""
-    aligned = eights_share_sectors(forward)
-    phases = forward.phases
-    if phases is not None and phases.fill_rows:
-        in_sectors = phases.rows_are_sectors or not configuration.shape.is_narrow
-        time = STORE_SHORT if phases.stores_vectors and in_sectors else STORE_SHORT_UNALIGNED
-    elif configuration.stores_pairs and configuration.shape.is_narrow:
-        time = STORE_SHORT if aligned else STORE_SHORT_UNALIGNED
-    elif configuration.stores_pairs or configuration.stores_runs:
-        in_sectors = aligned or configuration.shape.owns_sectors
-        time = STORE_LONG if in_sectors else STORE_LONG_UNALIGNED
+    shape = configuration.shape
+    if forward.phases is not None and forward.phases.fill_rows:
+        in_sectors = forward.phases.stores_vectors and eights_share_sectors(forward, shape)
+        time = STORE_SECTORS if in_sectors else STORE_UNALIGNED
+    elif shape.is_flat and not configuration.unfolds:
+        time = STORE_FLAT
+    elif configuration.stores_runs:
+        aligned = shape.owns_sectors or eights_share_sectors(forward, shape)
+        time = STORE_LONG if aligned else STORE_SECTORS
     else:
-        time = STORE_SINGLE
-    share = configuration.shape.count / 2 * filters_that_exist(forward, configuration)
+        aligned = configuration.stores_pairs and eights_share_sectors(forward, shape)
+        time = STORE_SECTORS if aligned else STORE_UNALIGNED
+    share = shape.count / 2 * filters_that_exist(forward, configuration)
     return time * share * (STORE_16_BITS if forward.itemsize == 2 else 1)
 
 
-def eights_share_sectors(forward: Forward) -> bool:
+def partial_sectors_us(forward: Forward, configuration: Configuration) -> float:
+    """Time that memory takes of sectors that are written in part."""
+    shape = configuration.shape
+    phases = forward.phases
+    neighbours = phases.are_neighbours if phases else forward.out_strides[3] == 1
+    if not shape.is_narrow or not neighbours or eights_share_sectors(forward, shape):
+        return 0.0
+    filters = forward.groups * len(forward.tap_counts) * forward.filters
+    stored = forward.batch * filters * math.prod(forward.out_size) * forward.itemsize
+    return stored / PARTIAL_BYTES_PER_US if stored > CACHED_BYTES else 0.0
+
+
+def eights_share_sectors(forward: Forward, shape: Halves) -> bool:
     """Whether eight neighbours, as a short row has, lie in one sector of the output.
 
     Of long rows it is asked, too. There, of 16 bits, it is half of what ``stores_pairs`` and
     ``can_own_sectors`` ask for, which is whole sectors.
     """
+    if forward.phases is not None:
+        return forward.phases.rows_are_sectors or not shape.is_narrow
     return forward.out_rows_begin_at_multiples_of(8)
 
 
