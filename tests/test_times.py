@@ -41,6 +41,11 @@ FEW_BLOCKS = [
     ("dw_b8_c96_28_k21", "forward", "float32", "depthwise", 0.0324, 0.1279),
 ]
 TAPS_SPREAD_OVER_THREADS = [
+    ("dw_b16_c80_45_k11_p0", "grad_weight", "float32", "depthwise", 0.0668, 0.280),
+    ("dw_b32_c1024_7_k13", "grad_weight", "float32", "depthwise", 0.1284, 1.149),
+    ("dw_b4_c30_57_k15_d2", "grad_weight", "float32", "depthwise", 0.0733, 0.128),
+    ("dw_b8_c96_28_k21", "grad_weight", "float32", "depthwise", 0.0649, 0.417),
+    ("dw_b8_c256_28_k29", "grad_weight", "float32", "depthwise", 0.1845, 2.08),
     ("c_b1_c1k64_1024_k9", "grad_weight", "float32", "depthwise", 1.0706, 0.6241),
     ("dw_b2_c32_512_k9", "grad_weight", "float32", "depthwise", 0.3213, 2.3583),
     ("replk_dw31", "grad_weight", "float32", "depthwise", 0.7430, 15.9932),

@@ -31,6 +31,7 @@ SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPAB
 MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
 MOST_TAPS_AT_THE_SPEED_OF_MEMORY = 25  # of filters whose products take less time than memory
 MOST_WORKSPACE_BYTES = 64 * 2**20
+HANDING_ON = 200  # instructions for each total of a block: to add it up and to place it
 
 
 @dataclass(frozen=True)
@@ -310,10 +311,11 @@ def best_of(
 
     What counts, as measured on an H100: the share of a multiprocessor's threads that is at
     work, until the last one has ended; and what a thread multiplies between two barriers, at
-    which it waits as long as ``waits`` products take, or less with a second stage. Both count
-    the more, the more terms a sum has, for else memory takes the time. Then, of the source rows
-    that a block loads, how many are its own; a tenth more time for parts of rows, and a little
-    for small blocks.
+    which it waits as long as ``waits`` products take, or less with a second stage; and of a
+    weight gradient how few positions each split sums, before all its totals are handed on. These
+    count the more, the more terms a sum has, for else memory takes the time. Then, of the source
+    rows that a block loads, how many are its own; a tenth more time for parts of rows, and a
+    little for small blocks.
     Where none fits into shared memory, the block that takes the least of it is returned.
     """
     is_weight_gradient = spec.direction is Direction.GRAD_WEIGHT
@@ -322,6 +324,7 @@ def best_of(
     if spec.direction is Direction.GRAD_INPUT:
         steps = 1 / steps
         terms = taps * (spec.weight_shape[0] // spec.groups) / math.prod(spec.stride)
+    positions = spec.input_shape[0] * math.prod(spec.output_size)
     share = terms / (terms + 32)  # of the time that is the multiplier's rather than memory's
 
     def cost(one: Configuration) -> tuple[float, int, int]:
@@ -337,6 +340,8 @@ def best_of(
         if one.direct and one.resident > 2 and terms <= MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
             waits = 0  # hidden behind other blocks' loads and stores
         slowed = 1 + waits * one.thread_tiles[0] / products
+        if is_weight_gradient:
+            slowed += HANDING_ON * one.splits / positions
         time = (slowed / math.sqrt(busy)) ** share / own_rows**0.25
         time *= (1 if one.whole_rows else 1.1) * max(128 / one.threads, 1) ** 0.05
         return round(time, 3), one.stages, one.threads
