@@ -36,7 +36,7 @@ STORE_16_BITS = 0.7  # of the time of 32
 # Sectors that are written in part, by eight of a row that is no whole sectors, where they are
 # more than caches hold.
 CACHED_BYTES = 32e6
-PARTIAL_BYTES_PER_US = 0.58e6  # of all multiprocessors
+PARTIAL_BYTES_PER_US = 0.5e6  # of all multiprocessors
 
 OVERLAP = 0.72  # of the second longest of a tile's three parts
 

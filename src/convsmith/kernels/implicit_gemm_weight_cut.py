@@ -266,16 +266,23 @@ def lines_to_try(geometry: WeightGeometry) -> list[Line]:
 
 
 def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
-    """(filters, channels, taps) of a block, in units."""
+    """(filters, channels, taps) of a block, in units.
+
+    Where a warpgroup has filters of several, in registers, few units leave it room.
+    """
     filters = -(-geometry.filters // UNIT_FILTERS)
     channels = -(-geometry.channels // geometry.unit_columns)
     taps = math.prod(geometry.kernel)
     units = BLOCK_CHANNELS // geometry.unit_columns
+    of_several = units
+    if geometry.products == 1:
+        of_several = CONSUMERS * max(3, FEW_SUMS // geometry.unit_columns)
     return [
         (f, c, t)
         for t in range(1, min(taps, units) + 1)
         for f in range(1, min(units // t, filters) + 1)
         for c in range(1, min(units // t // f, channels) + 1)
+        if f == 1 or f * c * t <= of_several
     ]
 
 
