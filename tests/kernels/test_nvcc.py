@@ -105,7 +105,7 @@ def test_tensor_cores_are_kept_busy(
 def test_blocks_of_several_filters_have_registers_for_them(
     channels: int, filters: int, kernel: int, tmp_path: Path
 ) -> None:
-    """Weight gradients of 16 taps and 128 filters a block spilled 1538 bytes, and took 3.7 times."""
+    """With 16 taps and 128 filters they spilled 1538 bytes, and took 3.7 times as long."""
     layer = Layer("wide", (16, channels, 96, 96), filters, (kernel, kernel), padding=(1, 1))
     spec = layer.spec(Direction.GRAD_WEIGHT, Precision.TF32, Layout.NCHW)
     source = implicit_gemm.source(spec, implicit_gemm.configure(spec, multiprocessors=132))
