@@ -33,10 +33,11 @@ STORE_SECTORS = 7.7  # of short rows, of a stride's phases, and long rows but fo
 STORE_UNALIGNED = 10.2
 STORE_FLAT = 14.9
 STORE_16_BITS = 0.7  # of the time of 32
-# Sectors that are written in part, by eight of a row that is no whole sectors, where they are
-# more than caches hold.
+# What all multiprocessors write, more than caches hold: sectors in part, by eight neighbours of
+# a row; and runs of 128 whose ends are sectors that are written in part.
 CACHED_BYTES = 32e6
-PARTIAL_BYTES_PER_US = 0.5e6  # of all multiprocessors
+PARTIAL_BYTES_PER_US = 0.5e6
+RUNS_BYTES_PER_US = 1.45e6
 
 OVERLAP = 0.72  # of the second longest of a tile's three parts
 
@@ -135,15 +136,18 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
 
 
 def partial_sectors_us(forward: Forward, configuration: Configuration) -> float:
-    """Time that memory takes of sectors that are written in part."""
-    shape = configuration.shape
-    phases = forward.phases
+    """Time that memory takes to write, where sectors are written in part."""
+    shape, phases = configuration.shape, forward.phases
     neighbours = phases.are_neighbours if phases else forward.out_strides[3] == 1
-    if not shape.is_narrow or not neighbours or eights_share_sectors(forward, shape):
-        return 0.0
+    aligned = eights_share_sectors(forward, shape)
+    if shape.is_narrow:
+        has_parts, per_us = not aligned or forward.sector > 8, PARTIAL_BYTES_PER_US
+    else:
+        whole = aligned or shape.owns_sectors or shape.is_flat
+        has_parts, per_us = not whole, RUNS_BYTES_PER_US
     filters = forward.groups * len(forward.tap_counts) * forward.filters
     stored = forward.batch * filters * math.prod(forward.out_size) * forward.itemsize
-    return stored / PARTIAL_BYTES_PER_US if stored > CACHED_BYTES else 0.0
+    return stored / per_us if neighbours and has_parts and stored > CACHED_BYTES else 0.0
 
 
 def eights_share_sectors(forward: Forward, shape: Halves) -> bool:
