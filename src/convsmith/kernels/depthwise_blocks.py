@@ -310,12 +310,12 @@ def best_of(
     """The block that takes the least time, of all that fit into shared memory.
 
     What counts, as measured on an H100: the share of a multiprocessor's threads that is at
-    work, until the last one has ended; and what a thread multiplies between two barriers, at
-    which it waits as long as ``waits`` products take, or less with a second stage; and of a
-    weight gradient how few positions each split sums, before all its totals are handed on. These
-    count the more, the more terms a sum has, for else memory takes the time. Then, of the source
-    rows that a block loads, how many are its own; a tenth more time for parts of rows, and a
-    little for small blocks.
+    work, until the last one has ended; what a thread multiplies between two barriers, at which
+    it waits as long as ``waits`` products take, or less with a second stage; and of a weight
+    gradient how few positions a split sums before its totals are handed on. These count the
+    more, the more terms a sum has, for else memory takes the time. Then, of the source rows
+    that a block loads, how many are its own; a tenth more time for parts of rows, and a little
+    for small blocks.
     Where none fits into shared memory, the block that takes the least of it is returned.
     """
     is_weight_gradient = spec.direction is Direction.GRAD_WEIGHT
