@@ -17,9 +17,9 @@ from pathlib import Path
 from convsmith.bench.command import bench_suite
 from convsmith.bench.contestants import Peer
 from convsmith.bench.selections import Selection
-from convsmith.bench.suites import DTYPE, SUITES, Layer
+from convsmith.bench.suites import DTYPE, SUITES, Layer, Layout
 from convsmith.errors import ConvSmithError
-from convsmith.spec import Precision, output_extent
+from convsmith.spec import Direction, Precision
 
 SUITE = "random"
 BATCHES = (1, 1, 2, 4, 8, 16, 32, 64, 128)
@@ -83,18 +83,12 @@ def _any_layer(source: random.Random) -> Layer:
 
 def _is_measurable(layer: Layer) -> bool:
     """Whether the filter fits into the padded image, and times are neither tiny nor huge."""
-    axes = zip(layer.input_shape[2:], layer.kernel_size, strict=True)
-    extents = [
-        output_extent(size, taps, layer.stride[0], padding, layer.dilation[0])
-        for (size, taps), padding in zip(axes, layer.padding, strict=True)
-    ]
-    if min(extents) < 1:
+    if min(layer.output_shape) < 1:
         return False
-    terms = layer.input_shape[1] * math.prod(layer.kernel_size)
-    outputs = layer.input_shape[0] * layer.out_channels * math.prod(extents)
+    operations = layer.spec(Direction.FORWARD, Precision.TF32, Layout.NCHW).operations
+    elements = max(math.prod(layer.input_shape), math.prod(layer.output_shape))
     least, most = OPERATIONS
-    elements = max(math.prod(layer.input_shape), outputs)
-    return least < 2 * outputs * terms < most and elements <= MOST_ELEMENTS
+    return least < operations < most and elements <= MOST_ELEMENTS
 
 
 if __name__ == "__main__":

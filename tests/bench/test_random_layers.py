@@ -62,9 +62,9 @@ def test_the_command_line_says_what_is_measured(script: dict[str, Any], tmp_path
     assert (peers, json) == ((Peer.TORCH,), output)
 
 
-@pytest.mark.skipif(torch.cuda.is_available(), reason="says that there is no GPU")
 def test_without_a_gpu_it_says_so(
-    script: dict[str, Any], capsys: pytest.CaptureFixture[str]
+    script: dict[str, Any], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
     assert script["main"](["--layers", "1"]) == 2
     assert "GPU" in capsys.readouterr().err

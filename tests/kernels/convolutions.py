@@ -114,6 +114,13 @@ def on_poisoned_memory(kernel: str) -> Iterator[None]:
     torch.use_deterministic_algorithms(False)
 
 
+def begun_at(tensor: Tensor, offset: int) -> Tensor:
+    """A copy of a contiguous tensor that begins so many elements into its memory."""
+    room = tensor.new_full((offset + tensor.numel(),), math.nan)
+    room[offset:] = tensor.flatten()
+    return room[offset:].view_as(tensor)
+
+
 def in_layout(x: Tensor, layout: str) -> Tensor:
     """The values of ``x`` (of its first image, where expanded) in other strides."""
     if layout == "channels_last":

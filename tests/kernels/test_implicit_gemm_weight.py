@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LARGEST_ERROR, PLAIN, Case, dense_cases
+from convolutions import LARGEST_ERROR, PLAIN, Case, begun_at, dense_cases
 from hypothesis import HealthCheck, given, settings
 from torch import Tensor
 
@@ -140,11 +140,7 @@ def test_tensors_that_begin_anywhere(
     """Pieces of 16 bytes would reach over both ends of memory that begins and ends with them."""
     case = CASES[name]
     dy, x, w = operands(case, device)
-    moved = []
-    for tensor, offset in zip((dy, x), offsets, strict=True):
-        room = tensor.new_full((offset + tensor.numel(),), torch.nan)
-        room[offset:] = tensor.flatten()
-        moved.append(room[offset:].view_as(tensor))
+    moved = map(begun_at, (dy, x), offsets)
     ours, exact = gradients(case, *moved, w), exact_gradients(case, dy, x, w)
     assert largest_error(ours, exact) < LARGEST_ERROR[precision]
 
