@@ -119,6 +119,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
             store.store(TileWalk<S>(problem, tile).tile(), multiplier.sums);
             turn.end();
         }
+        if constexpr (!S::kInterleaves) Storing::wait_until_read();  // of shared memory
     }
 }
 
@@ -144,7 +145,7 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
     const std::uintptr_t workspace = addresses[address_count - 1];
     auto* packed = reinterpret_cast<Operand*>(workspace);
     if (addresses[address_count - 2] % 32 != 0) {
-        problem.stores_pairs = problem.out_phases.stores_vectors = 0;
+        problem.stores_pairs = problem.stores_in_bulk = problem.out_phases.stores_vectors = 0;
     }
     const std::int64_t padded =
         (problem.filters + S::kFilters - 1) / S::kFilters * S::kFilters * problem.groups;

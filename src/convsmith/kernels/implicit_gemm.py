@@ -138,8 +138,8 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
-        *(configuration.stores_pairs, configuration.stores_runs, shape.owns_sectors),
-        *(configuration.blocks, *phases),
+        *(configuration.stores_pairs, configuration.stores_in_bulk, configuration.stores_runs),
+        *(shape.owns_sectors, configuration.blocks, *phases),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 

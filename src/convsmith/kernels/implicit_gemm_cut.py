@@ -131,7 +131,8 @@ class Configuration:
         vectors: of channels, that are loaded for a pixel of all patches.
         rings: how shared memory is shared out.
         stores_in_turn: the warpgroups do, so that one multiplies meanwhile.
-        stores_pairs, stores_runs: how sums are stored; neither: one by one.
+        stores_pairs, stores_in_bulk, stores_runs: how sums are stored, the first that holds;
+            none: one by one.
         stage_taps: of a stage of weights.
         met_taps: of a tile, with those that fill its last stage: the mean, or the most where
             a block has but one tile.
@@ -154,6 +155,7 @@ class Configuration:
     rings: Rings
     stores_in_turn: bool
     stores_pairs: bool
+    stores_in_bulk: bool
     stores_runs: bool
     stage_taps: int
     met_taps: float

@@ -64,7 +64,8 @@ struct Problem {
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
     std::int64_t tiles[2];        // of outputs, down all images and across
-    std::int64_t stores_pairs;    // rows of the output are whole pairs; sectors, of long rows
+    std::int64_t stores_pairs;    // rows of the output are whole pairs, and halves are short rows
+    std::int64_t stores_in_bulk;  // or whole 16 bytes, and halves are long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
     std::int64_t owns_sectors;    // of a row: its last pixels are the next tile's
     std::int64_t blocks;          // of the grid

@@ -1,5 +1,5 @@
 // Finished sums on their way to the output, filter by filter: as pairs of pixels, which a thread
-// has side by side, or from shared memory, row by row.
+// has side by side, or from shared memory, row by row, aligned rows by the copy engine.
 #pragma once
 
 #include "implicit_gemm_sums.cuh"
@@ -56,7 +56,11 @@ class Store : public FinishedSums<S> {
                     store_pairs(plane, corner, count, eight, sums[half]);
                     continue;
                 }
-                stage(sums[half], eight);
+                if (!S::kIsFlat && problem_.stores_in_bulk != 0) {
+                    store_in_bulk(plane, corner, count, eight, sums[half]);
+                    continue;
+                }
+                this->template stage<float>(sums[half], eight);
                 if (problem_.stores_runs != 0) {
                     store_runs(plane, corner, count);
                 } else {
@@ -67,54 +71,65 @@ class Store : public FinishedSums<S> {
         }
     }
 
+    // Returns when the copy engine has read what it was given, which then may be overwritten.
+    static __device__ __forceinline__ void wait_until_read() {
+        ptx::cp_async_bulk_wait_group_read();
+        ptx::warp_sync();
+    }
+
   private:
     using Base::corner_of, Base::position_of, Base::place_of, Base::first_filter;
     using Base::kNone, Base::kVectorPixels;
-    using Base::pair, Base::stage, Base::staging_;
+    using Base::pair, Base::staging_;
     using Base::problem_, Base::tensors_, Base::lane_, Base::tall_out_;
     using typename Base::Corner;
 
-    // Rows of the output are whole sectors of 32 bytes, which eight neighbours of a filter fill,
-    // and four threads have: they store them at once.
+    // Short rows, eight neighbours of each filter: four threads have them as pairs, and store whole
+    // sectors of 32 bytes at once, if rows are such.
     template <int kValues>
     __device__ __forceinline__ void store_pairs(T* plane, const Corner& corner, int count,
                                                 int eight, const float (&sums)[kValues]) const {
-        if (lane_ / 4 >= count) return;
-        T* out = plane + lane_ / 4 * problem_.out_strides[1];
         const int column = corner.column + lane_ % 4 * 2;
-        const int columns = static_cast<int>(problem_.out_size[1]);
-        if (problem_.half_columns != 8) {
-            const int place = place_of(corner, position_of(corner, lane_ % 4 * 2));
-            if (place == kNone) return;
-            out += place;
+        if (lane_ / 4 >= count || column >= static_cast<int>(problem_.out_size[1])) return;
+        T* out = plane + lane_ / 4 * problem_.out_strides[1] + column;
+        int row = corner.row, image = corner.first_image;
+        T* there = out + row * problem_.out_strides[2];
 #pragma unroll
-            for (int j = 0; j < kValues / 4; ++j) {
-                if (column + 8 * j < columns) store_pair(out + 8 * j, pair(sums, j, eight));
+        for (int j = 0; j < kValues / 4; ++j) {
+            if (row < static_cast<int>(problem_.out_size[0]) &&
+                image < static_cast<int>(problem_.images)) {
+                const Vector<float, 2> values = pair(sums, j, eight);
+                *reinterpret_cast<Vector<T, 2>*>(there) = {Element<T>::narrow(values.values[0]),
+                                                           Element<T>::narrow(values.values[1])};
             }
-        } else if (column < columns) {
-            out += column;
-            int row = corner.row, image = corner.first_image;
-            T* there = out + row * problem_.out_strides[2];
-#pragma unroll
-            for (int j = 0; j < kValues / 4; ++j) {
-                if (row < static_cast<int>(problem_.out_size[0]) &&
-                    image < static_cast<int>(problem_.images)) {
-                    store_pair(there, pair(sums, j, eight));
-                }
-                there += problem_.out_strides[2];
-                if (++row == tall_out_) {
-                    row = 0;
-                    ++image;
-                    out += problem_.out_strides[0];
-                    there = out;
-                }
+            there += problem_.out_strides[2];
+            if (++row == tall_out_) {
+                row = 0;
+                ++image;
+                out += problem_.out_strides[0];
+                there = out;
             }
         }
     }
 
-    static __device__ __forceinline__ void store_pair(T* out, const Vector<float, 2>& values) {
-        *reinterpret_cast<Vector<T, 2>*>(out) = {Element<T>::narrow(values.values[0]),
-                                                 Element<T>::narrow(values.values[1])};
+    // Long rows of whole 16 bytes: a lane for each filter has the copy engine store its run, while
+    // the warp goes on.
+    template <int kValues>
+    __device__ __forceinline__ void store_in_bulk(T* plane, const Corner& corner, int count,
+                                                  int eight, const float (&sums)[kValues]) const {
+        const int place = place_of(corner, position_of(corner, 0));
+        if (place == kNone) return;
+        wait_until_read();
+        this->template stage<T>(sums, eight);
+        ptx::fence_proxy_async();
+        ptx::warp_sync();
+        if (lane_ < count) {
+            const int columns = static_cast<int>(problem_.out_size[1]) - corner.column;
+            ptx::cp_async_bulk_store(plane + lane_ * problem_.out_strides[1] + place,
+                                     staging_ + lane_ * Shared<S>::kStagingPitch,
+                                     min(columns, kHalf) * static_cast<int>(sizeof(T)));
+            ptx::cp_async_bulk_commit_group();
+        }
     }
 
     // A half's pixels are neighbours, at least those of an image.

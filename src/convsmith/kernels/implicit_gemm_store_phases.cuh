@@ -30,7 +30,7 @@ class PhaseStore : public FinishedSums<S> {
             for (int eight = 0; eight < 2; ++eight) {
                 const int first = first_filter(tile) + eight * 8;
                 if (first >= static_cast<int>(problem_.filters)) continue;
-                stage(sums[half], eight);
+                this->template stage<float>(sums[half], eight);
                 has_nan |= problem_.out_phases.stores_vectors != 0
                                ? store_columns<true>(tile.group, corner, pixels, first)
                                : store_columns<false>(tile.group, corner, pixels, first);
@@ -45,7 +45,7 @@ class PhaseStore : public FinishedSums<S> {
     using Base::corner_of, Base::position_of, Base::place_of, Base::first_filter;
     using Base::kNone, Base::kVectorPixels;
     using Base::problem_, Base::tensors_, Base::lane_;
-    using Base::stage, Base::staging_;
+    using Base::staging_;
     using typename Base::Corner;
     using typename Base::Position;
 

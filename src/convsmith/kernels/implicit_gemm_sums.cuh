@@ -67,13 +67,17 @@ class FinishedSums {
                 factors_[eight] * from[1] + biases_[eight]};
     }
 
-    // Brings this warp's eight filters of a half to shared memory.
-    template <int kValues>
+    // Brings this warp's eight filters of a half to shared memory, as `Stored`.
+    template <typename Stored, int kValues>
     __device__ __forceinline__ void stage(const float (&sums)[kValues], int eight) const {
-        auto* to = reinterpret_cast<Vector<float, 2>*>(
-            staging_ + lane_ / 4 * Shared<S>::kStagingPitch + lane_ % 4 * 2);
+        auto* row = reinterpret_cast<Stored*>(staging_ + lane_ / 4 * Shared<S>::kStagingPitch);
+        auto* to = reinterpret_cast<Vector<Stored, 2>*>(row + lane_ % 4 * 2);
 #pragma unroll
-        for (int j = 0; j < kValues / 4; ++j) to[4 * j] = pair(sums, j, eight);
+        for (int j = 0; j < kValues / 4; ++j) {
+            const Vector<float, 2> values = pair(sums, j, eight);
+            to[4 * j] = {Element<Stored>::narrow(values.values[0]),
+                         Element<Stored>::narrow(values.values[1])};
+        }
         ptx::warp_sync();
     }
 

@@ -150,6 +150,7 @@ def attempt(
         rings=rings,
         stores_in_turn=stores_in_turn(forward, splits_filters, shape),
         stores_pairs=stores_pairs(forward, shape),
+        stores_in_bulk=stores_in_bulk(forward, shape),
         stores_runs=stores_runs(forward, shape),
         stage_taps=taps.of_stage,
         met_taps=taps.most if blocks == all_tiles else sum(taps.counts) / len(taps.counts),
@@ -279,12 +280,20 @@ def choose_piece(forward: Forward) -> tuple[int, int]:
 
 
 def stores_pairs(forward: Forward, shape: Halves) -> bool:
-    """Whether threads store pairs of neighbours: of rows of whole sectors, or in short rows."""
-    if shape.is_flat:
-        return False
-    has_pairs = forward.out_strides[3] == 1 and forward.out_size[1] % 2 == 0
-    whole = 2 if shape.is_narrow else forward.sector
-    return has_pairs and forward.out_rows_begin_at_multiples_of(whole)
+    """Whether threads store pairs of neighbours: in short rows that are whole pairs."""
+    return shape.is_narrow and has_rows_of(forward, 2)
+
+
+def stores_in_bulk(forward: Forward, shape: Halves) -> bool:
+    """Whether the copy engine stores the rows of a half: long ones of whole 16 bytes."""
+    is_long = not shape.is_narrow and not shape.is_flat
+    return is_long and not shape.owns_sectors and has_rows_of(forward, 16 // forward.itemsize)
+
+
+def has_rows_of(forward: Forward, elements: int) -> bool:
+    """Whether rows of the output are so many neighbours in memory, or times as many."""
+    is_whole = forward.out_strides[3] == 1 and forward.out_size[1] % elements == 0
+    return is_whole and forward.out_rows_begin_at_multiples_of(elements)
 
 
 def stores_runs(forward: Forward, shape: Halves) -> bool:

@@ -10,22 +10,27 @@ namespace convsmith::ptx {
 
 inline constexpr bool kHasBulkCopies = true;
 
-// Begins to copy `bytes` from global to shared memory, which then arrive at `barrier`. Both
-// addresses and the number of bytes are multiples of 16.
-inline void cp_async_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
-    struct alignas(16) Bytes {
+// Copies as the engine does; of other addresses than multiples of 16 the sanitizer tells.
+inline void copy_pieces(void* to, const void* from, int bytes) {
+    struct alignas(16) Piece {
         unsigned char bytes[16];
     };
     for (int i = 0; i < bytes / 16; ++i) {
-        static_cast<Bytes*>(shared)[i] = static_cast<const Bytes*>(global)[i];
+        static_cast<Piece*>(to)[i] = static_cast<const Piece*>(from)[i];
     }
+}
+
+// Begins to copy `bytes` from global to shared memory, which then arrive at `barrier`. Both
+// addresses and the number of bytes are multiples of 16.
+inline void cp_async_bulk(void* shared, const void* global, int bytes, Barrier* barrier) {
+    copy_pieces(shared, global, bytes);
     barrier->missing_bytes -= bytes;
     barrier->end_phase_if_complete();
 }
 
 // Begins to copy `bytes` from shared to global memory; multiples of 16 again.
 inline void cp_async_bulk_store(void* global, const void* shared, int bytes) {
-    std::memcpy(global, shared, static_cast<std::size_t>(bytes));
+    copy_pieces(global, shared, bytes);
 }
 
 // Makes a group of the copies to global memory that the calling thread has begun.
