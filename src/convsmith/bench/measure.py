@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsmith import planner, roofline
-from convsmith.bench import accuracy, contestants, memory, reference, timing
+from convsmith import planner, roofline, timing
+from convsmith.bench import accuracy, contestants, memory, reference
 from convsmith.bench.accuracy import MAIN, Distribution, ErrorSums
 from convsmith.bench.contestants import Convolution, Operands, Peer
 from convsmith.bench.record import Row
