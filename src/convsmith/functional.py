@@ -22,6 +22,7 @@ from torch.nn import Parameter
 from torch.overrides import _get_current_function_mode_stack, has_torch_function_variadic
 
 from convsmith import execute, ops
+from convsmith.launch import run_forward, run_input_gradient
 from convsmith.ops.layers import is_plain, nobody_looks_on
 from convsmith.spec import Pair, output_extent, supported_dtypes
 
@@ -243,7 +244,7 @@ def _route_of(
     launch = execute.forward_launch(batched, weight, bias, *problem.geometry)
     if launch is None:
         return _Route(problem, None)
-    run = partial(execute.run_forward, launch)
+    run = partial(run_forward, launch)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight, bias):
         return _Route(problem, ops.recorded(ops.CONV2D, run, problem.geometry))
     return _Route(problem, run)
@@ -278,7 +279,7 @@ def _transposed_route_of(
         return _Route(problem, None)
 
     def run(input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-        return execute.run_input_gradient(launch, input, weight)
+        return run_input_gradient(launch, input, weight)
 
     if torch.is_grad_enabled() and torch._C._any_requires_grad(input, weight):
         return _Route(problem, ops.recorded(ops.INPUT_GRADIENT, run, problem.geometry))
