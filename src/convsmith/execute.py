@@ -13,7 +13,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from convsmith import pytorch_convolution
+from convsmith import choice, pytorch_convolution
 from convsmith.errors import ConvSmithError
 from convsmith.launch import (
     DeviceLaunch,
@@ -23,7 +23,7 @@ from convsmith.launch import (
     run_input_gradient,
     run_weight_gradient,
 )
-from convsmith.planner import TORCH, is_simulating, plan_for, requested_kernel
+from convsmith.planner import TORCH, is_simulating, requested_kernel
 from convsmith.spec import ConvSpec, Direction, Pair, float32_switch, supported_dtypes
 
 _DTYPES = frozenset(supported_dtypes())
@@ -44,7 +44,7 @@ def takes(device_type: str) -> bool:
 
 def switches() -> object:
     """What a launch depends on beside the call's arguments, as a hashable value."""
-    return float32_switch(), requested_kernel(), is_simulating()
+    return float32_switch(), requested_kernel(), is_simulating(), choice.is_measured()
 
 
 def forward(
@@ -226,7 +226,8 @@ def _launch_for(
     launch = None
     if _is_ordinary(input, weight, bias, geometry[3]):
         launch = _make_launch(direction, input, weight, bias, grad_output, geometry)
-    _launches[key] = launch
+    if not choice.is_put_off():
+        _launches[key] = launch
     return launch
 
 
@@ -246,7 +247,7 @@ def _make_launch(
         return None  # PyTorch says what is wrong, in its own words
     if 0 in (*spec.input_shape, *spec.weight_shape):
         return None  # nothing to compute: not a thing to insist on a kernel for
-    plan = plan_for(spec, input.device, requested, simulate=simulate)
+    plan = choice.chosen_plan(spec, input.device, requested, simulate=simulate)
     if plan.kernel == TORCH:
         return None
     if simulate:
