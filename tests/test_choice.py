@@ -233,6 +233,29 @@ def test_no_call_is_remembered_while_a_graph_is_captured(
             assert [len(memory) for memory in memories] == [remembered] * 2
 
 
+def test_a_training_step_has_three_kinds_of_convolutions(
+    memories: tuple[dict[object, object], ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those that are chosen before the forward are those that run, and are measured once."""
+    wanted = []
+
+    def note(spec: ConvSpec, device: torch.device, *_: object, **__: object) -> Plan:
+        wanted.append(spec)
+        return planner.plan_for(spec, device)
+
+    monkeypatch.setattr(execute, "takes", lambda device_type: True)
+    monkeypatch.setattr(choice, "chosen_plan", note)
+    x, w, b = (tensor.requires_grad_() for tensor in operands())
+    geometry = ((1, 1), (0, 0), (1, 1), 1)
+    assert execute.prefers_torch(x, w, b, *geometry)
+    with torch.no_grad():
+        y = execute.forward(x, w, b, *geometry)
+        execute.input_gradient(y, w, x, *geometry)
+        execute.weight_gradient(y, x, w, *geometry, True)
+    assert len(wanted) > 3
+    assert len(set(wanted)) == 3
+
+
 def test_what_may_come_to_run(stopwatch: Stopwatch) -> None:
     """For kernels to be compiled ahead of being measured."""
     plans = choice.plans_in_question(WANTED, H200)

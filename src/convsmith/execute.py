@@ -185,8 +185,17 @@ def _are_pytorchs(
     grad_output: Tensor | None,
     geometry: _Geometry,
 ) -> bool:
+    # A gradient of the input knows no bias: with one it would be of another kind when it runs.
     return all(
-        _launch_for(direction, input, weight, bias, grad_output, geometry) is None
+        _launch_for(
+            direction,
+            input,
+            weight,
+            None if direction is Direction.GRAD_INPUT else bias,
+            grad_output,
+            geometry,
+        )
+        is None
         for direction in directions
     )
 
