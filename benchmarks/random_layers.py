@@ -2,8 +2,8 @@
 
 python benchmarks/random_layers.py [--seed 1] [--layers 40] [--precision tf32] [--json record.json]
 
-No model of a time has seen these layers, so that they tell how often the planner is mistaken: each
-row says which kernel ran, its time and PyTorch's, and whether it was right.
+No model of a time has seen these layers, so that they tell how often the choice, which is measured,
+is mistaken: each row says which kernel ran, its time and PyTorch's, and whether it was right.
 """
 
 from __future__ import annotations

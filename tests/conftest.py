@@ -3,11 +3,15 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
 from hypothesis import settings
+
+from convsmith import choice, planner, roofline
 
 ROOT = Path(__file__).parent.parent
 
@@ -42,3 +46,27 @@ def fixed_seed() -> None:
 def root() -> Path:
     """The folder of the checkout."""
     return ROOT
+
+
+@pytest.fixture
+def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
+    """PyTorch reports one H200, of the compute capability in this list."""
+    capability = [9, 0]
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
+    monkeypatch.setattr(
+        torch.cuda,
+        "get_device_properties",
+        lambda device: SimpleNamespace(
+            name="NVIDIA H200", multi_processor_count=132, major=9, minor=0
+        ),
+    )
+    forget_plans()
+    yield capability
+    forget_plans()
+
+
+def forget_plans() -> None:
+    planner.plan_for.cache_clear()
+    roofline.ceilings_of.cache_clear()
+    choice._measured.clear()

@@ -39,6 +39,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[str]]:
 
         monkeypatch.setattr(module, name, noted)
 
+    note(functional, "run_forward", "launch")
     note(execute, "run_forward", "launch")
     note(ops, "conv2d", "operator")
     note(functional, "_torch_conv2d", "pytorch")

@@ -2,89 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from functools import partial
-from types import SimpleNamespace
 
 import pytest
 import torch
+from planning import H200, StubFamily, spec
 
 import convsmith
-from convsmith import planner, roofline
+from convsmith import planner
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import direct
 from convsmith.kernels.families import FAMILIES
-from convsmith.spec import (
-    ConvSpec,
-    Direction,
-    Precision,
-    contiguous_strides,
-    output_extent,
-)
-
-H200 = torch.device("cuda", 0)
-
-
-@pytest.fixture
-def capability(monkeypatch: pytest.MonkeyPatch) -> Iterator[list[int]]:
-    """PyTorch reports one H200, of the compute capability in this list."""
-    capability = [9, 0]
-    monkeypatch.setattr(torch.cuda, "get_device_name", lambda device: "NVIDIA H200")
-    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: tuple(capability))
-    monkeypatch.setattr(
-        torch.cuda,
-        "get_device_properties",
-        lambda device: SimpleNamespace(
-            name="NVIDIA H200", multi_processor_count=132, major=9, minor=0
-        ),
-    )
-    planner.plan_for.cache_clear()
-    roofline.ceilings_of.cache_clear()
-    yield capability
-    planner.plan_for.cache_clear()
-    roofline.ceilings_of.cache_clear()
-
-
-def spec(
-    shape: tuple[int, int, int, int],
-    filters: int,
-    kernel: tuple[int, int],
-    *,
-    stride: int = 1,
-    padding: int = 0,
-    dilation: int = 1,
-    groups: int = 1,
-    direction: Direction = Direction.FORWARD,
-    precision: Precision = Precision.FLOAT32,
-    dtype: torch.dtype = torch.float32,
-) -> ConvSpec:
-    batch, channels, height, width = shape
-    output = (
-        batch,
-        filters,
-        output_extent(height, kernel[0], stride, padding, dilation),
-        output_extent(width, kernel[1], stride, padding, dilation),
-    )
-    return ConvSpec(
-        direction,
-        batch,
-        channels,
-        height,
-        width,
-        filters,
-        kernel,
-        (stride, stride),
-        (padding, padding),
-        (dilation, dilation),
-        groups,
-        dtype,
-        precision,
-        False,
-        contiguous_strides(shape),
-        contiguous_strides((filters, channels // groups, *kernel)),
-        contiguous_strides(output),
-    )
-
+from convsmith.spec import ConvSpec, Direction, Precision
 
 # Two depthwise layers, in any class and direction.
 kb82 = partial(spec, (16, 64, 512, 512), 64, (3, 3), groups=64)
@@ -215,34 +144,6 @@ def test_the_simulator_gives_way_to_a_request_for_pytorch() -> None:
     assert torch.equal(theirs, torch.conv2d(x, w))
     assert not torch.equal(ours, theirs)
     assert (plan.kernel, plan.explanation) == ("torch", "it was asked for by name")
-
-
-class StubFamily:
-    """A family that only the planner can use, which says what it is told to."""
-
-    def __init__(
-        self,
-        name: str,
-        ms: float,
-        obstacle: str | None = None,
-        least_capability: tuple[int, int] = (7, 0),
-    ) -> None:
-        self.NAME, self.LEAST_CAPABILITY = name, least_capability
-        self.MOST_CAPABILITY, self.SIMULATION = (99, 0), 0
-        self._ms, self._obstacle = ms, obstacle
-
-    def obstacle(self, spec: ConvSpec) -> str | None:
-        return self._obstacle
-
-    def configure(self, spec: ConvSpec, multiprocessors: int) -> str:
-        return f"{self.NAME} on {multiprocessors}"
-
-    def predicted_ms(self, spec: ConvSpec, configuration: str, *ceilings_and_more: object) -> float:
-        assert configuration == f"{self.NAME} on 132"
-        return self._ms
-
-    def reason(self, configuration: str) -> str:
-        return f"as {configuration}"
 
 
 @pytest.fixture

@@ -11,9 +11,10 @@ Importing initialises no GPU and writes nothing.
 from __future__ import annotations
 
 from convsmith import errors
+from convsmith.choice import plan
 from convsmith.functional import conv2d, conv_transpose2d
 from convsmith.modules import Conv2d, ConvTranspose2d, LazyConv2d, LazyConvTranspose2d
-from convsmith.planner import Plan, plan, simulator, use_kernel
+from convsmith.planner import Plan, simulator, use_kernel
 from convsmith.spec import ConvSpec, Direction, Precision
 
 __version__ = "0.1.0"

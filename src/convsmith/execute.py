@@ -3,10 +3,6 @@
 Nothing here knows of autograd. ``convsmith.ops`` calls these below every dispatcher layer, and
 ``conv2d`` and ``conv_transpose2d`` call ``forward`` and ``input_gradient``, in two steps, where no
 layer has anything to do.
-
-Results are laid out as PyTorch does on a GPU: channels last where ``follows_channels_last`` says
-so of the forward convolution's input and weight, for the gradients too. What is traced or compiled
-rests on it.
 """
 
 from __future__ import annotations
@@ -17,17 +13,18 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
+from convsmith import choice, pytorch_convolution
 from convsmith.errors import ConvSmithError
-from convsmith.launch import DeviceLaunch, Launch, SimulatedLaunch
-from convsmith.planner import TORCH, Plan, is_simulating, plan_for, requested_kernel
-from convsmith.spec import (
-    ConvSpec,
-    Direction,
-    Pair,
-    float32_switch,
-    follows_channels_last,
-    supported_dtypes,
+from convsmith.launch import (
+    DeviceLaunch,
+    Launch,
+    SimulatedLaunch,
+    run_forward,
+    run_input_gradient,
+    run_weight_gradient,
 )
+from convsmith.planner import TORCH, is_simulating, requested_kernel
+from convsmith.spec import ConvSpec, Direction, Pair, float32_switch, supported_dtypes
 
 _DTYPES = frozenset(supported_dtypes())
 
@@ -47,7 +44,7 @@ def takes(device_type: str) -> bool:
 
 def switches() -> object:
     """What a launch depends on beside the call's arguments, as a hashable value."""
-    return float32_switch(), requested_kernel(), is_simulating()
+    return float32_switch(), requested_kernel(), is_simulating(), choice.is_measured()
 
 
 def forward(
@@ -62,10 +59,7 @@ def forward(
     """y = conv2d(input, weight) + bias."""
     launch = forward_launch(input, weight, bias, stride, padding, dilation, groups)
     if launch is None:
-        output = torch.convolution(
-            input, weight, bias, stride, padding, dilation, False, (0, 0), groups
-        )
-        return _laid_out(output, input, weight)
+        return pytorch_convolution.forward(input, weight, bias, stride, padding, dilation, groups)
     return run_forward(launch, input, weight, bias)
 
 
@@ -83,14 +77,6 @@ def forward_launch(
     return _launch_for(Direction.FORWARD, input, weight, bias, None, geometry)
 
 
-def run_forward(launch: Launch, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
-    """y, by the launch that ``forward_launch`` gave for tensors like these."""
-    output = _result(launch.plan, input)
-    bias = None if bias is None else bias.contiguous()
-    launch(input, weight, bias, output, _workspace(launch.plan, input))
-    return output
-
-
 def input_gradient(
     grad_output: Tensor,
     weight: Tensor,
@@ -105,20 +91,9 @@ def input_gradient(
         grad_output, weight, input_like, stride, padding, dilation, groups
     )
     if launch is None:
-        input_grad = torch.ops.aten.convolution_backward.default(
-            grad_output,
-            input_like,
-            weight,
-            None,
-            stride,
-            padding,
-            dilation,
-            False,
-            (0, 0),
-            groups,
-            (True, False, False),
-        )[0]
-        return _laid_out(input_grad, input_like, weight)
+        return pytorch_convolution.input_gradient(
+            grad_output, weight, input_like, stride, padding, dilation, groups
+        )
     return run_input_gradient(launch, grad_output, weight)
 
 
@@ -134,13 +109,6 @@ def input_gradient_launch(
     """What ``input_gradient`` launches for these tensors; None where it is PyTorch's."""
     geometry = (stride, padding, dilation, groups)
     return _launch_for(Direction.GRAD_INPUT, input_like, weight, None, grad_output, geometry)
-
-
-def run_input_gradient(launch: Launch, grad_output: Tensor, weight: Tensor) -> Tensor:
-    """The gradient, by the launch that ``input_gradient_launch`` gave for tensors like these."""
-    input_grad = _result(launch.plan, grad_output)
-    launch(grad_output, weight, input_grad, _workspace(launch.plan, grad_output))
-    return input_grad
 
 
 def weight_gradient(
@@ -163,24 +131,10 @@ def weight_gradient(
         Direction.GRAD_WEIGHT, input, weight_like, bias_grad, grad_output, geometry
     )
     if launch is None:
-        _, weight_grad, bias_grad = torch.ops.aten.convolution_backward.default(
-            grad_output,
-            input,
-            weight_like,
-            [weight_like.shape[0]] if has_bias else None,
-            stride,
-            padding,
-            dilation,
-            False,
-            (0, 0),
-            groups,
-            (False, True, has_bias),
+        return pytorch_convolution.weight_gradient(
+            grad_output, input, weight_like, stride, padding, dilation, groups, has_bias
         )
-        return _laid_out(weight_grad, input, weight_like), bias_grad
-    weight_grad = _result(launch.plan, grad_output)
-    workspace = _workspace(launch.plan, grad_output)
-    launch(grad_output, input, weight_grad, bias_grad, workspace)
-    return weight_grad, bias_grad
+    return run_weight_gradient(launch, grad_output, input, bias_grad), bias_grad
 
 
 def prefers_torch(
@@ -231,8 +185,17 @@ def _are_pytorchs(
     grad_output: Tensor | None,
     geometry: _Geometry,
 ) -> bool:
+    # A gradient of the input knows no bias: with one it would be of another kind when it runs.
     return all(
-        _launch_for(direction, input, weight, bias, grad_output, geometry) is None
+        _launch_for(
+            direction,
+            input,
+            weight,
+            None if direction is Direction.GRAD_INPUT else bias,
+            grad_output,
+            geometry,
+        )
+        is None
         for direction in directions
     )
 
@@ -272,7 +235,8 @@ def _launch_for(
     launch = None
     if _is_ordinary(input, weight, bias, geometry[3]):
         launch = _make_launch(direction, input, weight, bias, grad_output, geometry)
-    _launches[key] = launch
+    if not choice.is_put_off():
+        _launches[key] = launch
     return launch
 
 
@@ -292,7 +256,7 @@ def _make_launch(
         return None  # PyTorch says what is wrong, in its own words
     if 0 in (*spec.input_shape, *spec.weight_shape):
         return None  # nothing to compute: not a thing to insist on a kernel for
-    plan = plan_for(spec, input.device, requested, simulate=simulate)
+    plan = choice.chosen_plan(spec, input.device, requested, simulate=simulate)
     if plan.kernel == TORCH:
         return None
     if simulate:
@@ -322,22 +286,3 @@ def _is_ordinary(input: Tensor, weight: Tensor, bias: Tensor | None, groups: int
             == (weight.shape[:1], input.dtype, input.device)
         )
     )
-
-
-def _result(plan: Plan, like: Tensor) -> Tensor:
-    spec = plan.spec
-    return torch.empty_strided(
-        spec.result_shape, spec.result_strides, dtype=spec.dtype, device=like.device
-    )
-
-
-def _workspace(plan: Plan, like: Tensor) -> Tensor | None:
-    size = plan.workspace_bytes
-    return like.new_empty(size, dtype=torch.uint8) if size else None
-
-
-def _laid_out(result: Tensor, input: Tensor, weight: Tensor) -> Tensor:
-    """PyTorch's result in the layout that ConvSmith promises; it rarely has another."""
-    channels_last = follows_channels_last(input.dtype, input, weight)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return result.contiguous(memory_format=memory_format)

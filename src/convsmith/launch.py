@@ -64,6 +64,45 @@ class SimulatedLaunch:
         simulate(self._source, self._problem, tensors, self._writable)
 
 
+def run_forward(launch: Launch, input: Tensor, weight: Tensor, bias: Tensor | None) -> Tensor:
+    """y, by the launch of a forward convolution of tensors like these."""
+    output = _result(launch.plan, input)
+    bias = None if bias is None else bias.contiguous()
+    launch(input, weight, bias, output, _workspace(launch.plan, input))
+    return output
+
+
+def run_input_gradient(launch: Launch, grad_output: Tensor, weight: Tensor) -> Tensor:
+    """The gradient of the input, by the launch of one of tensors like these."""
+    input_grad = _result(launch.plan, grad_output)
+    launch(grad_output, weight, input_grad, _workspace(launch.plan, grad_output))
+    return input_grad
+
+
+def run_weight_gradient(
+    launch: Launch, grad_output: Tensor, input: Tensor, bias_grad: Tensor | None
+) -> Tensor:
+    """The gradient of the weight, by the launch of one of tensors like these.
+
+    That of the bias is written to ``bias_grad``.
+    """
+    weight_grad = _result(launch.plan, grad_output)
+    launch(grad_output, input, weight_grad, bias_grad, _workspace(launch.plan, grad_output))
+    return weight_grad
+
+
+def _result(plan: Plan, like: Tensor) -> Tensor:
+    spec = plan.spec
+    return torch.empty_strided(
+        spec.result_shape, spec.result_strides, dtype=spec.dtype, device=like.device
+    )
+
+
+def _workspace(plan: Plan, like: Tensor) -> Tensor | None:
+    size = plan.workspace_bytes
+    return like.new_empty(size, dtype=torch.uint8) if size else None
+
+
 def simulate(
     source: KernelSource,
     problem: bytes,

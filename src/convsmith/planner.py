@@ -1,8 +1,9 @@
-"""ConvSpec -> Plan: which kernel runs a convolution on a device, and why.
+"""ConvSpec -> Plan: which kernel is predicted to run a convolution fastest on a device, and why.
 
 PyTorch's own convolution is always one of the candidates, so the plan is never slower than it as
-far as the planner can tell. The choice is a function of the spec and the device alone: nothing is
-timed, so the same call always takes the same kernel and gives the same bits.
+far as the planner can tell. The plan is a function of the spec and the device alone: nothing is
+timed, so the same call always takes the same kernel and gives the same bits, unless choice.py is
+asked to measure.
 """
 
 from __future__ import annotations
@@ -13,14 +14,13 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
-from torch import Tensor
 
 from convsmith import pytorch_times
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels.families import FAMILIES
 from convsmith.kernels.family import Configuration, Family
 from convsmith.roofline import ceilings_of, floor_ms
-from convsmith.spec import ConvSpec, Direction, Pair
+from convsmith.spec import ConvSpec
 
 TORCH = "torch"
 KERNELS = (*FAMILIES, TORCH)
@@ -48,15 +48,19 @@ class Candidate:
         predicted_ms: its predicted time, or None where there is no model of it.
         reason: how that time comes about, in words.
         configuration: how an own family cuts it into blocks.
+        measured_ms: its time as choice.py measured it, or None where it did not.
     """
 
     kernel: str
     predicted_ms: float | None
     reason: str
     configuration: Configuration | None = None
+    measured_ms: float | None = None
 
     def __str__(self) -> str:
         time = "    no time" if self.predicted_ms is None else f"{self.predicted_ms:8.3f} ms"
+        if self.measured_ms is not None:
+            time += f", measured {self.measured_ms:.3f} ms"
         return f"{self.kernel:8s} {time}  {self.reason}"
 
 
@@ -166,47 +170,6 @@ def is_simulating() -> bool:
     return _simulating
 
 
-def plan(
-    input: Tensor,
-    weight: Tensor,
-    bias: Tensor | None = None,
-    stride: int | Pair = 1,
-    padding: int | Pair = 0,
-    dilation: int | Pair = 1,
-    groups: int = 1,
-    *,
-    direction: Direction | str = Direction.FORWARD,
-    kernel: str | None = None,
-) -> Plan:
-    """What ``conv2d`` of these tensors runs, and why: ``print(convsmith.plan(x, w))``.
-
-    Args:
-        input, weight, bias, stride, padding, dilation, groups: as in ``conv2d``, 4-D tensors.
-        direction: ``forward``, ``grad_input`` or ``grad_weight``.
-        kernel: what to insist on, as ``use_kernel`` does.
-
-    Raises:
-        KernelUnavailableError: ``kernel`` cannot do it, or there is none of this name.
-        ValueError: the arguments describe no convolution.
-    """
-    spec = ConvSpec.of(
-        Direction(direction),
-        input,
-        weight,
-        bias is not None,
-        _pair(stride),
-        _pair(padding),
-        _pair(dilation),
-        groups,
-    )
-    simulate = is_simulating() and input.device.type == "cpu"
-    return plan_for(spec, input.device, kernel or requested_kernel(), simulate=simulate)
-
-
-def _pair(value: int | Pair) -> Pair:
-    return (value, value) if isinstance(value, int) else value
-
-
 @lru_cache(maxsize=4096)
 def plan_for(
     spec: ConvSpec, device: torch.device, kernel: str | None = None, *, simulate: bool = False
@@ -239,6 +202,17 @@ def plan_for(
     if kernel == TORCH:
         return _pytorch_plan(spec, device, _BY_NAME)
     return _simulated_plan(spec, kernel or min(able, key=lambda name: FAMILIES[name].SIMULATION))
+
+
+def alternatives_to(candidate: Candidate, spec: ConvSpec, device: torch.device) -> list[Candidate]:
+    """``candidate``, of a plan of ``spec``, and what its family could run that is nearly as quick.
+
+    What the planner cannot tell apart: to be measured.
+    """
+    if candidate.kernel == TORCH:
+        return [candidate]
+    configurations = FAMILIES[candidate.kernel].alternatives(spec, _multiprocessors(device))
+    return [_own_candidate(candidate.kernel, spec, one, device) for one in configurations]
 
 
 def architecture_of(device: torch.device) -> str:
@@ -294,14 +268,11 @@ def _ranked_plan(
 ) -> Plan:
     """The families that are able to and PyTorch, the one that runs first."""
     ceilings = ceilings_of(device)
-    multiprocessors = torch.cuda.get_device_properties(device).multi_processor_count
+    multiprocessors = _multiprocessors(device)
     candidates = [Candidate(TORCH, *pytorch_times.predict(spec, ceilings))]
     for name in able:
-        family = FAMILIES[name]
-        configuration = family.configure(spec, multiprocessors)
-        predicted = family.predicted_ms(spec, configuration, ceilings, multiprocessors)
-        reason = family.reason(configuration)
-        candidates.append(Candidate(name, predicted, reason, configuration))
+        configuration = FAMILIES[name].configure(spec, multiprocessors)
+        candidates.append(_own_candidate(name, spec, configuration, device))
     candidates.sort(key=_handicapped_ms)
     if requested is not None:
         candidates.sort(key=lambda candidate: candidate.kernel != requested)
@@ -312,6 +283,21 @@ def _ranked_plan(
         explanation = f"predicted to be faster than PyTorch by a factor of {REQUIRED_GAIN} or more"
     name = torch.cuda.get_device_name(device)
     return Plan(spec, name, tuple(candidates), explanation, floor_ms(spec, ceilings))
+
+
+def _own_candidate(
+    name: str, spec: ConvSpec, configuration: Configuration, device: torch.device
+) -> Candidate:
+    """A family with one of its configurations."""
+    family = FAMILIES[name]
+    predicted = family.predicted_ms(
+        spec, configuration, ceilings_of(device), _multiprocessors(device)
+    )
+    return Candidate(name, predicted, family.reason(configuration), configuration)
+
+
+def _multiprocessors(device: torch.device) -> int:
+    return torch.cuda.get_device_properties(device).multi_processor_count
 
 
 def _handicapped_ms(candidate: Candidate) -> float:

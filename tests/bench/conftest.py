@@ -9,7 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from convsmith.bench import accuracy, ceilings, digest, memory, timing
+from convsmith import timing
+from convsmith.bench import accuracy, ceilings, digest, memory
 from convsmith.bench.record import Record, Row
 from convsmith.bench.selections import RECORDED
 from convsmith.bench.suites import DTYPE, SUITES, Layer, Layout

@@ -8,15 +8,16 @@ from typing import Any
 import pytest
 import torch
 
-from convsmith import execute
+from convsmith import choice, execute
 from convsmith.bench.accuracy import Distribution
 from convsmith.bench.contestants import Operands, Peer, compiled, ours, pytorch
 from convsmith.bench.measure import Conditions, measure
 from convsmith.bench.record import Row
 from convsmith.bench.reference import compute
 from convsmith.bench.suites import Layer, Layout
+from convsmith.planner import Plan
 from convsmith.roofline import Ceilings
-from convsmith.spec import Direction, Precision
+from convsmith.spec import ConvSpec, Direction, Precision, precision_of
 
 CPU = torch.device("cpu")
 LAYER = Layer("dense", (2, 8, 9, 8), 4, (3, 3), stride=(2, 1), padding=(1, 0))
@@ -100,6 +101,25 @@ def test_a_result_that_is_wrong_on_wide_operands_only_has_no_time(
     monkeypatch.setattr(execute, "forward", overflows)
     for row in measured(Direction.FORWARD):
         assert row["fault"].startswith("wide: ")
+
+
+@pytest.mark.usefixtures("bench_on_cpu")
+def test_choices_are_made_under_the_switches_of_the_row(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also the first one, which may measure, and then the kernel is asked for by name."""
+    right, kernels = choice.chosen_plan, []
+
+    def watched(
+        spec: ConvSpec, device: torch.device, kernel: str | None = None, **options: bool
+    ) -> Plan:
+        assert choice.is_measured()
+        assert precision_of(torch.float32) is spec.precision
+        kernels.append(kernel)
+        return right(spec, device, kernel, **options)
+
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    monkeypatch.setattr(choice, "chosen_plan", watched)
+    measured(Direction.FORWARD)
+    assert kernels[:2] == [None, "torch"]
 
 
 @pytest.mark.usefixtures("bench_on_cpu")

@@ -8,6 +8,7 @@ from typing import Any
 import pytest
 import torch
 
+from convsmith import choice
 from convsmith.bench import digest, record, run
 from convsmith.bench.record import Record, Row
 from convsmith.bench.run import open_rows, require_gpu
@@ -124,6 +125,16 @@ def test_a_layer_too_large_for_the_gpu_is_left_out_and_said(
     with pytest.warns(UserWarning, match=r"dense forward is not measured.*too small"):
         rows = measured(bench_on_cpu, selection=only_forward)["rows"]
     assert {row["layer"] for row in rows} == {"depthwise"}
+
+
+def test_all_that_may_come_to_run_is_compiled_ahead(
+    bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    compiled: list[object] = []
+    monkeypatch.setattr(run, "compile_ahead", lambda plans, device: compiled.extend(plans))
+    monkeypatch.setattr(choice, "plans_in_question", lambda spec, *_: [(spec, 1), (spec, 2)])
+    rows = measured(bench_on_cpu)["rows"]
+    assert len(set(compiled)) == 2 * len(rows)
 
 
 def test_insisting_on_a_kernel_that_cannot_run_fails(bench_on_cpu: torch.device) -> None:

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from training import EARLY, FACTOR, ResNet, Task, deviations, losses
 
 import convsmith
-from convsmith import execute, functional, planner
+from convsmith import choice, execute, functional, planner
 from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.bench.switches import cudnn_autotuning, precision_class
 from convsmith.planner import Plan
@@ -21,6 +21,7 @@ from convsmith.spec import ConvSpec, Direction, Precision
 
 def forget_launches() -> None:
     planner.plan_for.cache_clear()
+    choice._measured.clear()
     execute._launches.clear()
     functional._routes.clear()
 

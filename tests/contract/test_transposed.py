@@ -341,6 +341,7 @@ def ways(monkeypatch: pytest.MonkeyPatch) -> list[str]:
     """What conv_transpose2d did: "launch", "operator" or "pytorch" for each call."""
     taken: list[str] = []
     for module, name, word in (
+        (functional, "run_input_gradient", "launch"),
         (execute, "run_input_gradient", "launch"),
         (functional.ops, "conv_transpose2d", "operator"),
         (functional, "_torch_conv_transpose2d", "pytorch"),

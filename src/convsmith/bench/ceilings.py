@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from convsmith.bench.switches import tf32_matrix_products
-from convsmith.bench.timing import CudaClock, alternate
 from convsmith.roofline import Ceilings
+from convsmith.timing import CudaClock, alternate
 
 COPY_BYTES = 2**31
 MATRIX_SIZE = 8192

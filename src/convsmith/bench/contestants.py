@@ -65,7 +65,7 @@ class Operands:
 
 
 def ours(layer: Layer, direction: Direction, operands: Operands) -> Convolution:
-    """ConvSmith's convolution, whichever kernel the planner chooses."""
+    """ConvSmith's convolution, on whichever kernel it chooses."""
     image, weight, upstream = operands.image, operands.weight, operands.upstream
     numbers = (layer.stride, layer.padding, layer.dilation, layer.groups)
     return {

@@ -11,9 +11,16 @@ from pathlib import Path
 
 PACKAGE = Path(__file__).parents[1]
 
-# Device code and the Python that tiles and launches it, the binding it is launched through, and
-# the planner that chooses among kernels with the times it expects of PyTorch's.
-SOURCES = ("kernels/**/*", "jit/binding.cpp", "planner.py", "pytorch_times.py")
+# Device code and the Python that tiles and launches it, the binding it is launched through, the
+# planner with the times it expects of PyTorch's, and what measures its choice.
+SOURCES = (
+    "kernels/**/*",
+    "jit/binding.cpp",
+    "planner.py",
+    "pytorch_times.py",
+    "choice.py",
+    "trial.py",
+)
 
 
 def kernel_files(package: Path = PACKAGE) -> list[Path]:

@@ -9,8 +9,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from convsmith import planner, roofline
-from convsmith.bench import accuracy, contestants, memory, reference, timing
+from convsmith import choice, planner, roofline, timing
+from convsmith.bench import accuracy, contestants, memory, reference
 from convsmith.bench.accuracy import MAIN, Distribution, ErrorSums
 from convsmith.bench.contestants import Convolution, Operands, Peer
 from convsmith.bench.record import Row
@@ -31,7 +31,7 @@ class Conditions:
         device: the GPU.
         ceilings: as measured on it in this run.
         against: whom to time; PyTorch's own NCHW convolution is always among them.
-        kernel: a family to insist on, instead of the planner's choice.
+        kernel: a family to insist on, instead of ConvSmith's choice.
     """
 
     suite: str
@@ -105,8 +105,12 @@ class _Measurement:
             return self._ours(operands)(), theirs
 
     def _plan(self, precision: Precision) -> Plan:
+        """What runs when its kernel is asked for by name, as is done here: see `_as_planned`."""
         spec = self._layer.spec(self._direction, precision, self._layout)
-        return planner.plan_for(spec, self._device, self._conditions.kernel)
+        with precision_class(precision):
+            wanted = self._conditions.kernel
+            kernel = wanted or choice.chosen_plan(spec, self._device).kernel
+            return choice.chosen_plan(spec, self._device, kernel)
 
     @contextmanager
     def _as_planned(self, precision: Precision) -> Iterator[None]:

@@ -17,7 +17,8 @@ import torch
 from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from convsmith.bench import accuracy, memory, timing
+from convsmith import timing
+from convsmith.bench import accuracy, memory
 from convsmith.bench.accuracy import Errors, ErrorSums
 from convsmith.bench.contestants import Peer
 from convsmith.bench.measure import Conditions

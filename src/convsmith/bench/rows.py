@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from convsmith.bench import accuracy
 from convsmith.bench.accuracy import Errors
 from convsmith.bench.record import ErrorFields, Row, RowKey
-from convsmith.bench.timing import Timing
 from convsmith.planner import TORCH
 from convsmith.spec import Precision
+from convsmith.timing import Timing
 
 
 @dataclass(frozen=True)

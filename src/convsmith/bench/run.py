@@ -12,7 +12,7 @@ from pathlib import Path
 
 import torch
 
-from convsmith import planner
+from convsmith import choice
 from convsmith.bench import ceilings, record
 from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.bench.contestants import Peer
@@ -94,16 +94,16 @@ def fill(
         device: the GPU.
         output: where ``whole`` is written, anew after every layer and direction.
         against: whom to time beside ConvSmith.
-        kernel: a family to insist on, instead of the planner's choice.
+        kernel: a family to insist on, instead of ConvSmith's choice.
         seconds: no layer is begun after this time.
         observe: is called with each row as it is measured.
     """
     started = time.monotonic()
     rates = Ceilings(**whole["runs"][-1]["ceilings"])
     parts = _open_parts(selections, whole)
-    compile_ahead(
-        [planner.plan_for(spec, device, kernel) for part in parts for spec in part.specs()], device
-    )
+    specs = [spec for part in parts for spec in part.specs()]
+    plans = [plan for spec in specs for plan in choice.plans_in_question(spec, device, kernel)]
+    compile_ahead(plans, device)
     for part in parts:
         if seconds is not None and time.monotonic() - started > seconds:
             break

@@ -65,6 +65,11 @@ def obstacle(spec: ConvSpec) -> str | None:
     return None
 
 
+def alternatives(spec: ConvSpec, multiprocessors: int) -> list[Configuration]:
+    """What ``configure`` returns: there is nothing else to measure."""
+    return [configure(spec, multiprocessors)]
+
+
 def reason(configuration: Configuration) -> str:
     """How the time comes about, in a few words."""
     rows, columns = configuration.tile

@@ -10,6 +10,7 @@ kernel in one order, whatever the family:
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, Protocol
 
 from convsmith.kernels.source import KernelSource
@@ -38,6 +39,9 @@ class Family(Protocol):
 
     def configure(self, spec: ConvSpec, multiprocessors: int) -> Any:
         """The family's Configuration of ``spec`` on a GPU of ``multiprocessors``."""
+
+    def alternatives(self, spec: ConvSpec, multiprocessors: int) -> Sequence[Any]:
+        """Configurations worth measuring; the first one is what ``configure`` returns."""
 
     def predicted_ms(
         self, spec: ConvSpec, configuration: Any, ceilings: Ceilings, multiprocessors: int

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import struct
+from typing import Any
 
 import torch
 
@@ -14,10 +15,12 @@ from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
     configure_tiles,
     flat_columns_of,
+    timed_tilings,
     unfolded_channels,
 )
 from convsmith.kernels.implicit_gemm_times import predicted_tiles_ms
 from convsmith.kernels.implicit_gemm_weight import (
+    best_cuts_of_units,
     configure_weight,
     weight_arguments,
     weight_obstacle,
@@ -34,6 +37,10 @@ NAME = "implicit_gemm"
 LEAST_CAPABILITY = (9, 0)  # and no other: wgmma
 MOST_CAPABILITY = (9, 0)
 SIMULATION = 2
+
+# Of all that fit, those worth measuring: so many, and predicted to take so much longer at most.
+MOST_ALTERNATIVES = 3
+LONGEST_ALTERNATIVE = 1.3
 
 _ELEMENT = {
     torch.float32: "float",
@@ -89,6 +96,21 @@ def configure(
     if spec.direction is Direction.GRAD_WEIGHT:
         return configure_weight(spec, multiprocessors)
     return configure_tiles(spec, multiprocessors)
+
+
+def alternatives(
+    spec: ConvSpec, multiprocessors: int
+) -> list[Configuration] | list[WeightConfiguration]:
+    """What ``configure`` returns, and what predictions cannot tell to be slower."""
+    if spec.direction is Direction.GRAD_WEIGHT:
+        return quickest(best_cuts_of_units(spec, multiprocessors))
+    return quickest(timed_tilings(spec, multiprocessors))
+
+
+def quickest(timed: list[tuple[float, Any]]) -> list[Any]:
+    """The few that are worth measuring, the quickest first."""
+    ranked = sorted(timed, key=lambda one: one[0])[:MOST_ALTERNATIVES]
+    return [what for time, what in ranked if time <= LONGEST_ALTERNATIVE * ranked[0][0]]
 
 
 def predicted_ms(

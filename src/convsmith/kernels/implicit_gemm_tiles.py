@@ -29,12 +29,17 @@ MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
     """The tiling for ``spec`` on a GPU of ``multiprocessors``; None where none fits."""
-    attempts = [
+    tilings = timed_tilings(spec, multiprocessors)
+    return min(tilings, key=lambda timed: timed[0])[1] if tilings else None
+
+
+def timed_tilings(spec: ConvSpec, multiprocessors: int) -> list[tuple[float, Configuration]]:
+    """All tilings for ``spec`` that fit, each with its predicted time in microseconds."""
+    return [
         (tiles_us(forward, one), one)
         for forward in forwards_of(spec)
         for one in fitting_tilings(spec, forward, multiprocessors)
     ]
-    return min(attempts, key=lambda timed: timed[0])[1] if attempts else None
 
 
 def fitting_tilings(

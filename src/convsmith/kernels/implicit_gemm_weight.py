@@ -33,14 +33,30 @@ def weight_obstacle(spec: ConvSpec) -> str | None:
 @functools.cache
 def configure_weight(spec: ConvSpec, multiprocessors: int) -> WeightConfiguration | None:
     """The blocks for ``spec`` on a GPU of ``multiprocessors``; None where none fit."""
+    cuts = timed_cuts(spec, multiprocessors)
+    return min(cuts, key=lambda timed: timed[0])[1] if cuts else None
+
+
+def timed_cuts(spec: ConvSpec, multiprocessors: int) -> list[tuple[float, WeightConfiguration]]:
+    """All blocks for ``spec`` that fit, each with its predicted time in microseconds."""
     geometry = geometry_of(spec)
     attempts = [
         attempt_lines(geometry, units, line, multiprocessors)
         for units in units_to_try(geometry)
         for line in lines_to_try(geometry)
     ]
-    fitting = [one for one in attempts if one is not None]
-    return min(fitting, key=lambda one: blocks_us(one, multiprocessors), default=None)
+    return [(blocks_us(one, multiprocessors), one) for one in attempts if one is not None]
+
+
+def best_cuts_of_units(
+    spec: ConvSpec, multiprocessors: int
+) -> list[tuple[float, WeightConfiguration]]:
+    """Of ``timed_cuts`` the quickest one for each way to share out units among blocks."""
+    best: dict[tuple[int, int, int], tuple[float, WeightConfiguration]] = {}
+    for time, one in sorted(timed_cuts(spec, multiprocessors), key=lambda timed: timed[0]):
+        units = (one.unit_filters, one.unit_channels, one.unit_taps)
+        best.setdefault(units, (time, one))
+    return list(best.values())
 
 
 def weight_reason(configuration: WeightConfiguration) -> str:

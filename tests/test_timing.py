@@ -6,8 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from convsmith.bench import timing
-from convsmith.bench.timing import CudaClock, Timing, alternate
+from convsmith import timing
+from convsmith.timing import CudaClock, Timing, alternate
 
 
 class Bench:
