@@ -188,6 +188,8 @@ def test_a_block_takes_planes_of_several_images() -> None:
 
 def test_weight_gradient_in_parts_is_exact_and_repeatable(device: str) -> None:
     """Images and bands of rows enough that they are cut up and their partial sums added."""
+    many = IMAGES["many-planes-a-block"].specs()[Direction.GRAD_WEIGHT]
+    assert depthwise.configure(many, 4).splits > 32  # more than kAdders threads load at once
     for case in (
         IMAGES["many-planes-a-block"],
         replace(NARROW, batch=13, size=(7, 7)),

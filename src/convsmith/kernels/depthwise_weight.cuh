@@ -456,32 +456,50 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     }
 }
 
-constexpr int kAddThreads = 256;
+constexpr int kAddThreads = 128;
+constexpr int kAdders = 8;       // neighbouring threads that add the parts of one result
+constexpr int kPartsAtOnce = 4;  // that a thread loads before it adds them
 
-// Second stage: adds the splits' partial sums in a fixed order.
+// Second stage: adds the splits' partial sums in a fixed order. What takes time is to wait for
+// loads, so many are on their way at once. The workspace is small enough to count with 32 bits.
 template <typename S>
 __global__ void __launch_bounds__(kAddThreads)
     add_parts(const WeightProblem problem, const double* __restrict__ partial,
               typename S::Value* __restrict__ gradient,
               typename S::Value* __restrict__ bias_gradient) {
     using T = typename S::Value;
-    const std::int64_t filters = problem.groups * problem.filters;
-    const std::int64_t count = filters * problem.channels * S::kTaps;
-    const std::int64_t index = std::int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
-    if (index >= count + (bias_gradient == nullptr ? 0 : filters)) return;
+    const int filters = static_cast<int>(problem.groups * problem.filters);
+    const int count = filters * static_cast<int>(problem.channels) * S::kTaps;
+    const int thread = static_cast<int>(blockIdx.x * kAddThreads + threadIdx.x);
+    const int index = thread / kAdders, adder = thread % kAdders;
+    const bool exists = index < count + (bias_gradient == nullptr ? 0 : filters);
+    const int splits = exists ? static_cast<int>(problem.splits) : 0;
     double sum = 0;
-    for (std::int64_t split = 0; split < problem.splits; ++split) {
-        sum += partial[split * (count + filters) + index];
+#pragma unroll 1
+    for (int first = adder; first < splits; first += kPartsAtOnce * kAdders) {
+        double parts[kPartsAtOnce];
+#pragma unroll
+        for (int i = 0; i < kPartsAtOnce; ++i) {
+            const int split = first + i * kAdders;
+            parts[i] = split < splits ? partial[split * (count + filters) + index] : 0.0;
+        }
+#pragma unroll
+        for (int i = 0; i < kPartsAtOnce; ++i) sum += parts[i];
     }
+#pragma unroll
+    for (int mask = 1; mask < kAdders; mask *= 2) sum += ptx::shuffle_xor(sum, mask);
+    if (!exists || adder != 0) return;
     const T value = Element<T>::narrow(static_cast<float>(sum));
     if (index >= count) {
         bias_gradient[index - count] = value;
         return;
     }
     const auto* strides = problem.w_strides;
-    const std::int64_t plane = index / S::kTaps, tap = index % S::kTaps;
-    gradient[plane / problem.channels * strides[0] + plane % problem.channels * strides[1] +
-             tap / S::kS * strides[2] + tap % S::kS * strides[3]] = value;
+    const int tap = index % S::kTaps;
+    auto channel = static_cast<unsigned>(index / S::kTaps);
+    const int filter = divide(channel, static_cast<unsigned>(problem.channels));
+    gradient[filter * strides[0] + channel * strides[1] + tap / S::kS * strides[2] +
+             tap % S::kS * strides[3]] = value;
 }
 
 template <typename S>
@@ -521,10 +539,11 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
-        error = launch(add_parts<S>,
-                       dim3(static_cast<unsigned>((count + kAddThreads - 1) / kAddThreads)),
-                       dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial),
-                       gradient, bias_gradient);
+        error =
+            launch(add_parts<S>,
+                   dim3(static_cast<unsigned>((kAdders * count + kAddThreads - 1) / kAddThreads)),
+                   dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial),
+                   gradient, bias_gradient);
     }
     return error;
 }
