@@ -149,7 +149,8 @@ __host__ __device__ int y_tile_rows(const WeightProblem& problem) {
 // What one block sums: some bundles, of some items.
 struct WeightShare {
     int split, first_item, items;
-    int first_bundle, bundles;
+    WeightCut::Bundle bundle;  // the first one; others are those of the groups that follow
+    int bundles;
     int x_planes, y_planes;  // that exist
     std::int64_t x, y;       // where the first ones begin
 
@@ -160,10 +161,10 @@ struct WeightShare {
         share.split = divide(block, cut.sets);
         share.first_item = share.split * cut.share + min(share.split, cut.longer);
         share.items = cut.share + (share.split < cut.longer ? 1 : 0);
-        share.first_bundle = static_cast<int>(block) * static_cast<int>(problem.bundles);
-        share.bundles = min(static_cast<int>(problem.bundles), cut.bundles - share.first_bundle);
+        const int first = static_cast<int>(block) * static_cast<int>(problem.bundles);
+        share.bundles = min(static_cast<int>(problem.bundles), cut.bundles - first);
         // Planes past a group's last channel or filter do not exist; a block then has one bundle.
-        const auto bundle = cut.bundle<S>(problem, share.first_bundle);
+        const auto bundle = share.bundle = cut.bundle<S>(problem, first);
         const std::int64_t channel = bundle.group * problem.channels + bundle.first_channel;
         const std::int64_t filter = bundle.group * problem.filters + bundle.first_filter;
         share.x_planes = static_cast<int>(min(std::int64_t{share.bundles} * S::kChannels,
@@ -441,9 +442,10 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
     double* part = partial + share.split * (count + problem.groups * problem.filters);
     for (int i = thread; i < pairs * S::kValues; i += threads) {
-        const int pair = i / S::kValues;
-        place_value<S>(problem, cut.bundle<S>(problem, share.first_bundle + pair / filters),
-                       pair % filters, i % S::kValues,
+        auto filter = static_cast<unsigned>(i / S::kValues);
+        WeightCut::Bundle bundle = share.bundle;
+        bundle.group += divide(filter, filters);
+        place_value<S>(problem, bundle, static_cast<int>(filter), i % S::kValues,
                        [&](bool is_bias, std::int64_t number, std::int64_t place) {
                            if (is_bias && bias_gradient == nullptr) return;
                            if (problem.splits > 1) {
