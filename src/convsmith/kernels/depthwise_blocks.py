@@ -31,6 +31,7 @@ SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPAB
 MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
 MOST_TAPS_AT_THE_SPEED_OF_MEMORY = 25  # of filters whose products take less time than memory
 MOST_WORKSPACE_BYTES = 64 * 2**20
+MOST_SUMS_AT_ONCE = 32  # kAtOnce of depthwise_weight.cuh
 HANDING_ON = 200  # instructions for each total of a block: to add it up and to place it
 
 
@@ -250,7 +251,8 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         x = up_to_eights(loaded.elements)
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
         y = bundles * filters * y_rows * upstream_columns
-        scratch = 8 * (block_threads + 1) * 8 // itemsize
+        at_once = tile[1] if spreads else even_part(values, MOST_SUMS_AT_ONCE)
+        scratch = at_once * (block_threads + 1) * 8 // (stages * itemsize)
         stage = up_to_eights(max(x + y, scratch))
         shared_bytes = HEAD_BYTES + totals + stages * stage * itemsize
         outputs = math.prod(spec.weight_shape) + out_channels

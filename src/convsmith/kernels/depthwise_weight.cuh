@@ -32,6 +32,9 @@ struct WeightGradient {
     static constexpr int kChannels = kThreadChannels;
     static constexpr int kTaps = R * S;
     static constexpr int kValues = kChannels * kTaps + 1;  // the last is the bias gradient
+    // Sums of a thread that are added up together, in as few turns as at most 32 make.
+    static constexpr int kTurns = (kValues + 31) / 32;
+    static constexpr int kAtOnce = kSpreadsTaps ? kTileColumns : (kValues + kTurns - 1) / kTurns;
     static constexpr int kColumnPitch = kTogether;
     static constexpr bool kInterleaved = kTogether > 1;
     static_assert(!kInterleaved || (kThreadChannels == 1 && !kSpreadsTaps));
@@ -215,8 +218,8 @@ struct WeightPlace {
 };
 
 // Shared memory of a block: what its threads tell each other; totals in float64; then kStages times
-// a tile of x and one of dy. While sums are added up, the sums of all threads lie in the place of a
-// stage. Sizes in elements of T.
+// a tile of x and one of dy. While sums are added up, the sums of all threads lie in the place of
+// the stages. Sizes in elements of T.
 template <typename S>
 struct WeightShared {
     struct Head {
@@ -232,7 +235,8 @@ struct WeightShared {
     explicit WeightShared(const WeightProblem& problem) {
         using T = typename S::Value;
         const std::int64_t pairs = problem.bundles * problem.bundle_filters;
-        const std::int64_t sums = kAtOnce * (problem.threads + 1) * sizeof(double) / sizeof(T);
+        const std::int64_t sums_bytes = S::kAtOnce * (problem.threads + 1) * sizeof(double);
+        const std::int64_t sums = sums_bytes / static_cast<int>(S::kStages * sizeof(T));
         totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
         y = static_cast<int>((problem.x_elements + 7) / 8 * 8);
         const std::int64_t both = y + pairs * y_tile_rows<S>(problem) * problem.y_row_pitch;
@@ -441,6 +445,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     // Hand the totals on.
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
     double* part = partial + share.split * (count + problem.groups * problem.filters);
+#pragma unroll 1
     for (int i = thread; i < pairs * S::kValues; i += threads) {
         auto filter = static_cast<unsigned>(i / S::kValues);
         WeightCut::Bundle bundle = share.bundle;
