@@ -439,6 +439,13 @@ def test_blocks_stay_within_their_limits(multiprocessors: int, images: list[Case
                 assert_within_limits(depthwise.configure(spec, multiprocessors))
 
 
+def test_few_images_leave_no_multiprocessor_idle() -> None:
+    """Counting blocks that a multiprocessor could hold, and not those there are, made it 102."""
+    planes = replace(ORDINARY, batch=3, groups=17, size=(127, 127))
+    case = replace(planes, kernel_size=(2, 2), padding=(0, 0))
+    assert depthwise.configure(case.specs()[Direction.GRAD_WEIGHT], 132).blocks > 132
+
+
 @pytest.mark.parametrize("groups", [64, 1024, 8191, 8192, 100_000])
 def test_partial_sums_stay_within_their_limit(groups: int) -> None:
     """Many large filters: their partial sums would take gigabytes."""

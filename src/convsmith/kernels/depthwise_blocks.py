@@ -332,7 +332,10 @@ def best_of(
 
     def cost(one: Configuration) -> tuple[float, int, int]:
         most = math.prod(block_of(spec, one.has_totals))
-        at_work = one.resident * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
+        at_once = one.resident
+        if is_weight_gradient:  # whose blocks may be fewer
+            at_once = min(at_once, -(-one.blocks // multiprocessors))
+        at_work = at_once * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
         turns = -(-one.blocks // multiprocessors) * -(-one.tiles // one.blocks)
         busy = min(at_work / most, 1) * one.tiles / (turns * multiprocessors)
         products = taps * one.thread_filters * math.prod(one.tile) * one.row_tiles
