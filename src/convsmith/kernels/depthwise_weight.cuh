@@ -11,6 +11,7 @@
 #include "depthwise_kept.cuh"
 #include "depthwise_spread.cuh"
 #include "depthwise_tile.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace convsmith::depthwise {
 
@@ -434,6 +435,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             load(head.places[slot], 0);
         }
     }
+    ptx::griddepcontrol_launch_dependents();  // add_parts begins, and waits for what follows
     auto* scratch = reinterpret_cast<double*>(shared);
     if constexpr (S::kSpreads) {
         add_spread(mine, scratch, totals, share.bundles, down);
@@ -469,11 +471,11 @@ constexpr int kPartsAtOnce = 4;  // that a thread loads before it adds them
 
 // Second stage: adds the splits' partial sums in a fixed order. What takes time is to wait for
 // loads, so many are on their way at once. The workspace is small enough to count with 32 bits.
+// Not __restrict__, which would let loads pass the wait for the first stage.
 template <typename S>
 __global__ void __launch_bounds__(kAddThreads)
-    add_parts(const WeightProblem problem, const double* __restrict__ partial,
-              typename S::Value* __restrict__ gradient,
-              typename S::Value* __restrict__ bias_gradient) {
+    add_parts(const WeightProblem problem, const double* partial, typename S::Value* gradient,
+              typename S::Value* bias_gradient) {
     using T = typename S::Value;
     const int filters = static_cast<int>(problem.groups * problem.filters);
     const int count = filters * static_cast<int>(problem.channels) * S::kTaps;
@@ -481,6 +483,7 @@ __global__ void __launch_bounds__(kAddThreads)
     const int index = thread / kAdders, adder = thread % kAdders;
     const bool exists = index < count + (bias_gradient == nullptr ? 0 : filters);
     const int splits = exists ? static_cast<int>(problem.splits) : 0;
+    ptx::griddepcontrol_wait();
     double sum = 0;
 #pragma unroll 1
     for (int first = adder; first < splits; first += kPartsAtOnce * kAdders) {
@@ -546,11 +549,11 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
-        error =
-            launch(add_parts<S>,
-                   dim3(static_cast<unsigned>((kAdders * count + kAddThreads - 1) / kAddThreads)),
-                   dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial),
-                   gradient, bias_gradient);
+        error = launch_early(
+            add_parts<S>,
+            dim3(static_cast<unsigned>((kAdders * count + kAddThreads - 1) / kAddThreads)),
+            dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial), gradient,
+            bias_gradient);
     }
     return error;
 }
