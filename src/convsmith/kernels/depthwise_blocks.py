@@ -32,6 +32,7 @@ MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100
 MOST_TAPS_AT_THE_SPEED_OF_MEMORY = 25  # of filters whose products take less time than memory
 MOST_WORKSPACE_BYTES = 64 * 2**20
 MOST_SUMS_AT_ONCE = 32  # kAtOnce of depthwise_weight.cuh
+NOT_HIDDEN = 0.08  # of what a weight gradient multiplies: loads that its block waits for
 HANDING_ON = 200  # instructions for each total of a block: to add it up and to place it
 
 
@@ -351,6 +352,8 @@ def best_of(
         slowed += waits * one.thread_tiles[0] / products
         if is_weight_gradient:
             slowed += HANDING_ON * one.splits / positions
+            if one.stages == 1 and one.tiles > one.blocks and not one.spreads:
+                slowed += NOT_HIDDEN
         time = (slowed / math.sqrt(busy)) ** share / own_rows**0.25
         time *= (1 if one.whole_rows else 1.1) * max(128 / one.threads, 1) ** 0.05
         return round(time, 3), one.stages, one.threads
