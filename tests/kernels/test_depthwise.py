@@ -31,6 +31,11 @@ LARGE = replace(ORDINARY, groups=2, size=(12, 13), kernel_size=(31, 31), padding
 
 # Layers, by what is awkward about them.
 LAYERS = {
+    # Of which a weight gradient sums no dy.
+    "no-bias": replace(ORDINARY, has_bias=False),
+    "no-bias-channels-last": replace(CHANNELS_LAST, has_bias=False),
+    "no-bias-narrow": replace(NARROW, has_bias=False),
+    "no-bias-31x31": replace(LARGE, has_bias=False),
     "no-tap-in-a-phase": replace(ORDINARY, stride=(3, 2), dilation=(3, 2), size=(8, 9)),
     "stride-beyond-the-filter": replace(ORDINARY, stride=(7, 5), size=(15, 16)),
     "common-factor": replace(ORDINARY, stride=(2, 4), dilation=(2, 2), padding=(2, 3)),

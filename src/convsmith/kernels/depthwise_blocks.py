@@ -247,7 +247,7 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         )
         terms_at_once = SPREAD_RUN if spreads else repeats * math.prod(tile)
         chain = max(1, terms_of_a_chain(spec) // terms_at_once)
-        values = channels * math.prod(kernel_size) + 1
+        values = channels * math.prod(kernel_size) + spec.has_bias
         totals = -(-bundles * filters * values * 8 // 16) * 16
         x = up_to_eights(loaded.elements)
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]

@@ -56,7 +56,7 @@ struct Kept {
             if (!kIsWhole && t >= rows) continue;
             upstream[t].load(y + t * y_row_pitch);
 #pragma unroll
-            for (int u = 0; u < Columns::kTile; ++u) {
+            for (int u = 0; u < (S::kHasBias ? Columns::kTile : 0); ++u) {
                 if (kIsWhole || u < columns) sums[S::kValues - 1] += upstream[t].at(u);
             }
         }

@@ -19,7 +19,7 @@ namespace convsmith::depthwise {
 // Tiles hold whole rows, or any part of planes, as in Convolution.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps, bool kKeepsTotals, bool kTakesWholeRows, int kTogether,
+          bool kSumsBias, bool kSpreadsTaps, bool kKeepsTotals, bool kTakesWholeRows, int kTogether,
           int kTileStages, int kMostThreads, int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
@@ -32,7 +32,8 @@ struct WeightGradient {
     static constexpr int kDilationH = kDilationH_, kDilationW = kDilationW_;
     static constexpr int kChannels = kThreadChannels;
     static constexpr int kTaps = R * S;
-    static constexpr int kValues = kChannels * kTaps + 1;  // the last is the bias gradient
+    static constexpr bool kHasBias = kSumsBias;  // the gradient of the bias is the last value
+    static constexpr int kValues = kChannels * kTaps + kHasBias;
     // Sums of a thread that are added up together, in as few turns as at most 32 make.
     static constexpr int kTurns = (kValues + 31) / 32;
     static constexpr int kAtOnce = kSpreadsTaps ? kTileColumns : (kValues + kTurns - 1) / kTurns;
@@ -255,7 +256,7 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem,
     const int c = bundle.first_channel + index / S::kTaps;
     if (k >= problem.filters) return;
     const std::int64_t channel = bundle.group * problem.filters + k;
-    if (index == S::kValues - 1) {
+    if (S::kHasBias && index == S::kValues - 1) {
         if (bundle.first_channel == 0) store(true, channel, channel);
         return;
     }
@@ -406,7 +407,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
                          my_row, chain);
-                if (bias_gradient != nullptr) {
+                if constexpr (S::kHasBias) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
                     }
@@ -454,7 +455,6 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         bundle.group += divide(filter, filters);
         place_value<S>(problem, bundle, static_cast<int>(filter), i % S::kValues,
                        [&](bool is_bias, std::int64_t number, std::int64_t place) {
-                           if (is_bias && bias_gradient == nullptr) return;
                            if (problem.splits > 1) {
                                part[is_bias ? count + number : number] = totals[i];
                            } else {
