@@ -348,17 +348,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         }
     };
 
-    // Make the barriers and the zeros beside the rows of x, and begin. One thread works out for all
-    // where the part after the next one lies.
+    // Make the barriers and begin. One thread works out for all where the part after the next one
+    // lies.
     int arrivals = 0;
     if constexpr (S::kWholeRows) {
         arrivals =
             RowLoader<T>::arrives_at_barrier(x_plan) + RowLoader<T>::arrives_at_barrier(y_plan);
-        for (int i = 0; i < S::kStages; ++i) {
-            x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
-                shared + i * parts.stage + S::kLeft, x_plane_pitch,
-                static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows));
-        }
     }
     if (thread == 0 && arrivals > 0) {
         for (int i = 0; i < S::kStages; ++i) ptx::mbarrier_init(head.barriers + i, arrivals);
@@ -376,6 +371,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const bool computes = my_pair < pairs && my_row < down;
     if (items > 0) load(head.places[0], 0);
     find(1, 1);
+    if constexpr (S::kWholeRows) {  // beside what is on its way
+        for (int i = 0; i < S::kStages; ++i) {
+            x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
+                shared + i * parts.stage + S::kLeft, x_plane_pitch,
+                static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows));
+        }
+    }
 
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
     Mine mine;
