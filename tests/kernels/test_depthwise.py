@@ -31,6 +31,11 @@ LARGE = replace(ORDINARY, groups=2, size=(12, 13), kernel_size=(31, 31), padding
 
 # Layers, by what is awkward about them.
 LAYERS = {
+    # Of which a weight gradient sums no dy.
+    "no-bias": replace(ORDINARY, has_bias=False),
+    "no-bias-channels-last": replace(CHANNELS_LAST, has_bias=False),
+    "no-bias-narrow": replace(NARROW, has_bias=False),
+    "no-bias-31x31": replace(LARGE, has_bias=False),
     "no-tap-in-a-phase": replace(ORDINARY, stride=(3, 2), dilation=(3, 2), size=(8, 9)),
     "stride-beyond-the-filter": replace(ORDINARY, stride=(7, 5), size=(15, 16)),
     "common-factor": replace(ORDINARY, stride=(2, 4), dilation=(2, 2), padding=(2, 3)),
@@ -188,6 +193,8 @@ def test_a_block_takes_planes_of_several_images() -> None:
 
 def test_weight_gradient_in_parts_is_exact_and_repeatable(device: str) -> None:
     """Images and bands of rows enough that they are cut up and their partial sums added."""
+    many = IMAGES["many-planes-a-block"].specs()[Direction.GRAD_WEIGHT]
+    assert depthwise.configure(many, 4).splits > 32  # more than kAdders threads load at once
     for case in (
         IMAGES["many-planes-a-block"],
         replace(NARROW, batch=13, size=(7, 7)),
@@ -435,6 +442,13 @@ def test_blocks_stay_within_their_limits(multiprocessors: int, images: list[Case
         for spec in case.specs().values():
             if depthwise.obstacle(spec) is None:
                 assert_within_limits(depthwise.configure(spec, multiprocessors))
+
+
+def test_few_images_leave_no_multiprocessor_idle() -> None:
+    """Counting blocks that a multiprocessor could hold, and not those there are, made it 102."""
+    planes = replace(ORDINARY, batch=3, groups=17, size=(127, 127))
+    case = replace(planes, kernel_size=(2, 2), padding=(0, 0))
+    assert depthwise.configure(case.specs()[Direction.GRAD_WEIGHT], 132).blocks > 132
 
 
 @pytest.mark.parametrize("groups", [64, 1024, 8191, 8192, 100_000])

@@ -119,10 +119,11 @@ def template_arguments(spec: ConvSpec, configuration: Configuration) -> tuple[st
     last = f"{configuration.stages}, {threads}, {blocks}"
     element, space = _ELEMENT[spec.dtype], "convsmith::depthwise::"
     if spec.direction is Direction.GRAD_WEIGHT:
-        spreads, has_totals = (
-            str(one).lower() for one in (configuration.spreads, configuration.has_totals)
+        spreads, has_totals, has_bias = (
+            str(one).lower()
+            for one in (configuration.spreads, configuration.has_totals, spec.has_bias)
         )
-        kind = f"{spreads}, {has_totals}, {whole_rows}, {together}"
+        kind = f"{has_bias}, {spreads}, {has_totals}, {whole_rows}, {together}"
         return (f"{space}WeightGradient<{element}, {numbers}, {kind}, {last}>",)
     is_gradient = str(spec.direction is Direction.GRAD_INPUT).lower()
     sums, outputs = (shape[1] // spec.groups for shape in computed(spec)[::2])

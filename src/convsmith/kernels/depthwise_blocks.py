@@ -31,6 +31,8 @@ SHARED_BYTES = 96 * 1024  # a block may have as much on every GPU of LEAST_CAPAB
 MULTIPROCESSOR_BYTES = 226 * 1024  # of shared memory, for all blocks of an H100 or H200
 MOST_TAPS_AT_THE_SPEED_OF_MEMORY = 25  # of filters whose products take less time than memory
 MOST_WORKSPACE_BYTES = 64 * 2**20
+MOST_SUMS_AT_ONCE = 32  # kAtOnce of depthwise_weight.cuh
+NOT_HIDDEN = 0.08  # of what a weight gradient multiplies: loads that its block waits for
 HANDING_ON = 200  # instructions for each total of a block: to add it up and to place it
 
 
@@ -245,12 +247,13 @@ def configure_weight_gradient(spec: ConvSpec, multiprocessors: int) -> Configura
         )
         terms_at_once = SPREAD_RUN if spreads else repeats * math.prod(tile)
         chain = max(1, terms_of_a_chain(spec) // terms_at_once)
-        values = channels * math.prod(kernel_size) + 1
+        values = channels * math.prod(kernel_size) + spec.has_bias
         totals = -(-bundles * filters * values * 8 // 16) * 16
         x = up_to_eights(loaded.elements)
         y_rows = min(part[0], spec.output_size[0]) if whole_rows else part[0]
         y = bundles * filters * y_rows * upstream_columns
-        scratch = 8 * (block_threads + 1) * 8 // itemsize
+        at_once = tile[1] if spreads else even_part(values, MOST_SUMS_AT_ONCE)
+        scratch = at_once * (block_threads + 1) * 8 // (stages * itemsize)
         stage = up_to_eights(max(x + y, scratch))
         shared_bytes = HEAD_BYTES + totals + stages * stage * itemsize
         outputs = math.prod(spec.weight_shape) + out_channels
@@ -312,7 +315,8 @@ def best_of(
     What counts, as measured on an H100: the share of a multiprocessor's threads that is at
     work, until the last one has ended; what a thread multiplies between two barriers, at which
     it waits as long as ``waits`` products take, or less with a second stage; and of a weight
-    gradient how few positions a split sums before its totals are handed on. These count the
+    gradient how few positions a split sums before its totals are handed on, and, where threads
+    own taps, how many of their runs of columns the parts of dy leave empty. These count the
     more, the more terms a sum has, for else memory takes the time. Then, of the source rows
     that a block loads, how many are its own; a tenth more time for parts of rows, and a little
     for small blocks.
@@ -329,19 +333,27 @@ def best_of(
 
     def cost(one: Configuration) -> tuple[float, int, int]:
         most = math.prod(block_of(spec, one.has_totals))
-        at_work = one.resident * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
+        at_once = one.resident
+        if is_weight_gradient:  # whose blocks may be fewer
+            at_once = min(at_once, -(-one.blocks // multiprocessors))
+        at_work = at_once * one.bundles * one.bundle_filters * math.prod(one.thread_tiles)
         turns = -(-one.blocks // multiprocessors) * -(-one.tiles // one.blocks)
         busy = min(at_work / most, 1) * one.tiles / (turns * multiprocessors)
         products = taps * one.thread_filters * math.prod(one.tile) * one.row_tiles
         own_rows = min(one.row_tiles * one.tile[0] * steps / one.loaded.rows, 1)
+        slowed = 1.0
         if one.spreads:
             products, own_rows = products * math.prod(one.part), 1.0
+            runs = -(-spec.output_size[1] // one.part[1]) * one.thread_tiles[0]
+            slowed = runs / -(-spec.output_size[1] // SPREAD_RUN)
         waits = 32 if one.stages == 1 else 16 if is_weight_gradient else 0
         if one.direct and one.resident > 2 and terms <= MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
             waits = 0  # hidden behind other blocks' loads and stores
-        slowed = 1 + waits * one.thread_tiles[0] / products
+        slowed += waits * one.thread_tiles[0] / products
         if is_weight_gradient:
             slowed += HANDING_ON * one.splits / positions
+            if one.stages == 1 and one.tiles > one.blocks and not one.spreads:
+                slowed += NOT_HIDDEN
         time = (slowed / math.sqrt(busy)) ** share / own_rows**0.25
         time *= (1 if one.whole_rows else 1.1) * max(128 / one.threads, 1) ** 0.05
         return round(time, 3), one.stages, one.threads

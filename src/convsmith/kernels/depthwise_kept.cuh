@@ -7,8 +7,6 @@
 
 namespace convsmith::depthwise {
 
-inline constexpr int kAtOnce = 8;  // sums of a thread that are added up together
-
 // A thread's sums where it owns a tile of dy.
 template <typename S>
 struct Kept {
@@ -58,7 +56,7 @@ struct Kept {
             if (!kIsWhole && t >= rows) continue;
             upstream[t].load(y + t * y_row_pitch);
 #pragma unroll
-            for (int u = 0; u < Columns::kTile; ++u) {
+            for (int u = 0; u < (S::kHasBias ? Columns::kTile : 0); ++u) {
                 if (kIsWhole || u < columns) sums[S::kValues - 1] += upstream[t].at(u);
             }
         }
@@ -97,16 +95,17 @@ template <typename S>
 __device__ void add_threads(const Kept<S>& mine, double* scratch, double* totals, int pairs,
                             int pair_threads, int place) {
     const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
+    constexpr int kLoads = 4;       // of which a thread waits for all at once
     const int pitch = threads + 1;  // from one value's sums to the next one's, in other banks
     int log2 = 5;                   // of the threads that add up one value of one pair
-    while (log2 > 0 && (kAtOnce * pairs) << log2 > threads) --log2;
+    while (log2 > 0 && (S::kAtOnce * pairs) << log2 > threads) --log2;
     const int adders = 1 << log2, adder = thread & (adders - 1);
 #pragma unroll
-    for (int first = 0; first < S::kValues; first += kAtOnce) {
-        const int count = S::kValues - first < kAtOnce ? S::kValues - first : kAtOnce;
+    for (int first = 0; first < S::kValues; first += S::kAtOnce) {
+        const int count = S::kValues - first < S::kAtOnce ? S::kValues - first : S::kAtOnce;
         __syncthreads();  // nobody reads what is in the place of the scratch any more
 #pragma unroll
-        for (int i = 0; i < kAtOnce; ++i) {
+        for (int i = 0; i < S::kAtOnce; ++i) {
             if (i < count && place >= 0) scratch[i * pitch + place] = mine.total(first + i);
         }
         __syncthreads();
@@ -115,8 +114,15 @@ __device__ void add_threads(const Kept<S>& mine, double* scratch, double* totals
             const int task = begin + (thread >> log2), i = task % count, pair = task / count;
             const double* parts = scratch + i * pitch + pair * pair_threads;
             double total = 0;
-            if (task < tasks) {
-                for (int t = adder; t < pair_threads; t += adders) total += parts[t];
+            const int share = task < tasks ? pair_threads : 0;
+            for (int t = adder; t < share; t += kLoads * adders) {
+                double some[kLoads];
+#pragma unroll
+                for (int n = 0; n < kLoads; ++n) {
+                    some[n] = t + n * adders < share ? parts[t + n * adders] : 0.0;
+                }
+#pragma unroll
+                for (int n = 0; n < kLoads; ++n) total += some[n];
             }
             for (int mask = adders / 2; mask > 0; mask /= 2) {
                 total += ptx::shuffle_xor(total, mask);

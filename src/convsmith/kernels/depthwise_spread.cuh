@@ -105,16 +105,17 @@ __device__ void add_spread(Spread<S>& mine, double* scratch, double* totals, int
             totals[bundle * S::kValues + row * S::kS + column] = total;
         }
     }
-    // The bias gradient: every thread has summed some elements of dy.
     __syncthreads();
-    scratch[thread] = mine.bias;
-    __syncthreads();
-    if (thread < bundles) {
-        double total = 0;
-        for (int i = 0; i < runs * kTiles; ++i) total += scratch[thread * runs * kTiles + i];
-        totals[thread * S::kValues + S::kValues - 1] = total;
+    if constexpr (S::kHasBias) {  // of which every thread has summed some elements of dy
+        scratch[thread] = mine.bias;
+        __syncthreads();
+        if (thread < bundles) {
+            double total = 0;
+            for (int i = 0; i < runs * kTiles; ++i) total += scratch[thread * runs * kTiles + i];
+            totals[thread * S::kValues + S::kValues - 1] = total;
+        }
+        __syncthreads();
     }
-    __syncthreads();
 }
 
 }  // namespace convsmith::depthwise

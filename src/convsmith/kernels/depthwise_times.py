@@ -103,7 +103,8 @@ def waiting(configuration: Configuration, multiprocessors: int) -> float:
     """By what factor instructions take longer where too few threads are at work."""
     sums = math.prod(configuration.tile) * configuration.thread_filters
     threads = configuration.bundles * math.prod(configuration.thread_tiles)
-    threads *= configuration.bundle_filters * -(-configuration.blocks // multiprocessors)
+    blocks = min(configuration.resident, -(-configuration.blocks // multiprocessors))
+    threads *= configuration.bundle_filters * blocks
     return max(1, BUSY_THREADS / (threads * max(1, sums / SUMS_OF_A_THREAD)))
 
 

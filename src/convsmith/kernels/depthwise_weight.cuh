@@ -11,6 +11,7 @@
 #include "depthwise_kept.cuh"
 #include "depthwise_spread.cuh"
 #include "depthwise_tile.cuh"
+#include "ptx/grid_dependency.cuh"
 
 namespace convsmith::depthwise {
 
@@ -18,7 +19,7 @@ namespace convsmith::depthwise {
 // Tiles hold whole rows, or any part of planes, as in Convolution.
 template <typename T, int R, int S, int kStrideH_, int kStrideW_, int kPaddingH, int kPaddingW,
           int kDilationH_, int kDilationW_, int kTileRows, int kTileColumns, int kThreadChannels,
-          bool kSpreadsTaps, bool kKeepsTotals, bool kTakesWholeRows, int kTogether,
+          bool kSumsBias, bool kSpreadsTaps, bool kKeepsTotals, bool kTakesWholeRows, int kTogether,
           int kTileStages, int kMostThreads, int kResidentBlocks>
 struct WeightGradient {
     using Value = T;
@@ -31,7 +32,11 @@ struct WeightGradient {
     static constexpr int kDilationH = kDilationH_, kDilationW = kDilationW_;
     static constexpr int kChannels = kThreadChannels;
     static constexpr int kTaps = R * S;
-    static constexpr int kValues = kChannels * kTaps + 1;  // the last is the bias gradient
+    static constexpr bool kHasBias = kSumsBias;  // the gradient of the bias is the last value
+    static constexpr int kValues = kChannels * kTaps + kHasBias;
+    // Sums of a thread that are added up together, in as few turns as at most 32 make.
+    static constexpr int kTurns = (kValues + 31) / 32;
+    static constexpr int kAtOnce = kSpreadsTaps ? kTileColumns : (kValues + kTurns - 1) / kTurns;
     static constexpr int kColumnPitch = kTogether;
     static constexpr bool kInterleaved = kTogether > 1;
     static_assert(!kInterleaved || (kThreadChannels == 1 && !kSpreadsTaps));
@@ -149,7 +154,8 @@ __host__ __device__ int y_tile_rows(const WeightProblem& problem) {
 // What one block sums: some bundles, of some items.
 struct WeightShare {
     int split, first_item, items;
-    int first_bundle, bundles;
+    WeightCut::Bundle bundle;  // the first one; others are those of the groups that follow
+    int bundles;
     int x_planes, y_planes;  // that exist
     std::int64_t x, y;       // where the first ones begin
 
@@ -160,10 +166,10 @@ struct WeightShare {
         share.split = divide(block, cut.sets);
         share.first_item = share.split * cut.share + min(share.split, cut.longer);
         share.items = cut.share + (share.split < cut.longer ? 1 : 0);
-        share.first_bundle = static_cast<int>(block) * static_cast<int>(problem.bundles);
-        share.bundles = min(static_cast<int>(problem.bundles), cut.bundles - share.first_bundle);
+        const int first = static_cast<int>(block) * static_cast<int>(problem.bundles);
+        share.bundles = min(static_cast<int>(problem.bundles), cut.bundles - first);
         // Planes past a group's last channel or filter do not exist; a block then has one bundle.
-        const auto bundle = cut.bundle<S>(problem, share.first_bundle);
+        const auto bundle = share.bundle = cut.bundle<S>(problem, first);
         const std::int64_t channel = bundle.group * problem.channels + bundle.first_channel;
         const std::int64_t filter = bundle.group * problem.filters + bundle.first_filter;
         share.x_planes = static_cast<int>(min(std::int64_t{share.bundles} * S::kChannels,
@@ -214,8 +220,8 @@ struct WeightPlace {
 };
 
 // Shared memory of a block: what its threads tell each other; totals in float64; then kStages times
-// a tile of x and one of dy. While sums are added up, the sums of all threads lie in the place of a
-// stage. Sizes in elements of T.
+// a tile of x and one of dy. While sums are added up, the sums of all threads lie in the place of
+// the stages. Sizes in elements of T.
 template <typename S>
 struct WeightShared {
     struct Head {
@@ -231,7 +237,8 @@ struct WeightShared {
     explicit WeightShared(const WeightProblem& problem) {
         using T = typename S::Value;
         const std::int64_t pairs = problem.bundles * problem.bundle_filters;
-        const std::int64_t sums = kAtOnce * (problem.threads + 1) * sizeof(double) / sizeof(T);
+        const std::int64_t sums_bytes = S::kAtOnce * (problem.threads + 1) * sizeof(double);
+        const std::int64_t sums = sums_bytes / static_cast<int>(S::kStages * sizeof(T));
         totals_bytes = (pairs * S::kValues * sizeof(double) + 15) / 16 * 16;
         y = static_cast<int>((problem.x_elements + 7) / 8 * 8);
         const std::int64_t both = y + pairs * y_tile_rows<S>(problem) * problem.y_row_pitch;
@@ -249,7 +256,7 @@ __device__ __forceinline__ void place_value(const WeightProblem& problem,
     const int c = bundle.first_channel + index / S::kTaps;
     if (k >= problem.filters) return;
     const std::int64_t channel = bundle.group * problem.filters + k;
-    if (index == S::kValues - 1) {
+    if (S::kHasBias && index == S::kValues - 1) {
         if (bundle.first_channel == 0) store(true, channel, channel);
         return;
     }
@@ -341,17 +348,12 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
         }
     };
 
-    // Make the barriers and the zeros beside the rows of x, and begin. One thread works out for all
-    // where the part after the next one lies.
+    // Make the barriers and begin. One thread works out for all where the part after the next one
+    // lies.
     int arrivals = 0;
     if constexpr (S::kWholeRows) {
         arrivals =
             RowLoader<T>::arrives_at_barrier(x_plan) + RowLoader<T>::arrives_at_barrier(y_plan);
-        for (int i = 0; i < S::kStages; ++i) {
-            x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
-                shared + i * parts.stage + S::kLeft, x_plane_pitch,
-                static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows));
-        }
     }
     if (thread == 0 && arrivals > 0) {
         for (int i = 0; i < S::kStages; ++i) ptx::mbarrier_init(head.barriers + i, arrivals);
@@ -369,6 +371,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     const bool computes = my_pair < pairs && my_row < down;
     if (items > 0) load(head.places[0], 0);
     find(1, 1);
+    if constexpr (S::kWholeRows) {  // beside what is on its way
+        for (int i = 0; i < S::kStages; ++i) {
+            x_loader.template clear_sides<Columns::kZerosBefore, Columns::kZerosAfter>(
+                shared + i * parts.stage + S::kLeft, x_plane_pitch,
+                static_cast<int>(problem.bundles) * S::kChannels, static_cast<int>(problem.x_rows));
+        }
+    }
 
     using Mine = std::conditional_t<S::kSpreads, Spread<S>, Kept<S>>;
     Mine mine;
@@ -400,7 +409,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
                     my_column % S::kTapColumns * Columns::kTile * S::kDilationW;
                 mine.add(corner, x_row_pitch, y_plane, y_row_pitch, place.rows, place.columns,
                          my_row, chain);
-                if (bias_gradient != nullptr) {
+                if constexpr (S::kHasBias) {
                     for (int i = of_pair; i < y_plane_pitch; i += pair_threads) {
                         mine.bias += Element<T>::widen(y_plane[i]);
                     }
@@ -429,6 +438,7 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
             load(head.places[slot], 0);
         }
     }
+    ptx::griddepcontrol_launch_dependents();  // add_parts begins, and waits for what follows
     auto* scratch = reinterpret_cast<double*>(shared);
     if constexpr (S::kSpreads) {
         add_spread(mine, scratch, totals, share.bundles, down);
@@ -440,12 +450,13 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     // Hand the totals on.
     const std::int64_t count = problem.groups * problem.filters * problem.channels * S::kTaps;
     double* part = partial + share.split * (count + problem.groups * problem.filters);
+#pragma unroll 1
     for (int i = thread; i < pairs * S::kValues; i += threads) {
-        const int pair = i / S::kValues;
-        place_value<S>(problem, cut.bundle<S>(problem, share.first_bundle + pair / filters),
-                       pair % filters, i % S::kValues,
+        auto filter = static_cast<unsigned>(i / S::kValues);
+        WeightCut::Bundle bundle = share.bundle;
+        bundle.group += divide(filter, filters);
+        place_value<S>(problem, bundle, static_cast<int>(filter), i % S::kValues,
                        [&](bool is_bias, std::int64_t number, std::int64_t place) {
-                           if (is_bias && bias_gradient == nullptr) return;
                            if (problem.splits > 1) {
                                part[is_bias ? count + number : number] = totals[i];
                            } else {
@@ -456,32 +467,51 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     }
 }
 
-constexpr int kAddThreads = 256;
+constexpr int kAddThreads = 128;
+constexpr int kAdders = 8;       // neighbouring threads that add the parts of one result
+constexpr int kPartsAtOnce = 4;  // that a thread loads before it adds them
 
-// Second stage: adds the splits' partial sums in a fixed order.
+// Second stage: adds the splits' partial sums in a fixed order. What takes time is to wait for
+// loads, so many are on their way at once. The workspace is small enough to count with 32 bits.
+// Not __restrict__, which would let loads pass the wait for the first stage.
 template <typename S>
 __global__ void __launch_bounds__(kAddThreads)
-    add_parts(const WeightProblem problem, const double* __restrict__ partial,
-              typename S::Value* __restrict__ gradient,
-              typename S::Value* __restrict__ bias_gradient) {
+    add_parts(const WeightProblem problem, const double* partial, typename S::Value* gradient,
+              typename S::Value* bias_gradient) {
     using T = typename S::Value;
-    const std::int64_t filters = problem.groups * problem.filters;
-    const std::int64_t count = filters * problem.channels * S::kTaps;
-    const std::int64_t index = std::int64_t{blockIdx.x} * kAddThreads + threadIdx.x;
-    if (index >= count + (bias_gradient == nullptr ? 0 : filters)) return;
+    const int filters = static_cast<int>(problem.groups * problem.filters);
+    const int count = filters * static_cast<int>(problem.channels) * S::kTaps;
+    const int thread = static_cast<int>(blockIdx.x * kAddThreads + threadIdx.x);
+    const int index = thread / kAdders, adder = thread % kAdders;
+    const bool exists = index < count + (bias_gradient == nullptr ? 0 : filters);
+    const int splits = exists ? static_cast<int>(problem.splits) : 0;
+    ptx::griddepcontrol_wait();
     double sum = 0;
-    for (std::int64_t split = 0; split < problem.splits; ++split) {
-        sum += partial[split * (count + filters) + index];
+#pragma unroll 1
+    for (int first = adder; first < splits; first += kPartsAtOnce * kAdders) {
+        double parts[kPartsAtOnce];
+#pragma unroll
+        for (int i = 0; i < kPartsAtOnce; ++i) {
+            const int split = first + i * kAdders;
+            parts[i] = split < splits ? partial[split * (count + filters) + index] : 0.0;
+        }
+#pragma unroll
+        for (int i = 0; i < kPartsAtOnce; ++i) sum += parts[i];
     }
+#pragma unroll
+    for (int mask = 1; mask < kAdders; mask *= 2) sum += ptx::shuffle_xor(sum, mask);
+    if (!exists || adder != 0) return;
     const T value = Element<T>::narrow(static_cast<float>(sum));
     if (index >= count) {
         bias_gradient[index - count] = value;
         return;
     }
     const auto* strides = problem.w_strides;
-    const std::int64_t plane = index / S::kTaps, tap = index % S::kTaps;
-    gradient[plane / problem.channels * strides[0] + plane % problem.channels * strides[1] +
-             tap / S::kS * strides[2] + tap % S::kS * strides[3]] = value;
+    const int tap = index % S::kTaps;
+    auto channel = static_cast<unsigned>(index / S::kTaps);
+    const int filter = divide(channel, static_cast<unsigned>(problem.channels));
+    gradient[filter * strides[0] + channel * strides[1] + tap / S::kS * strides[2] +
+             tap % S::kS * strides[3]] = value;
 }
 
 template <typename S>
@@ -521,10 +551,11 @@ const char* run_weight_gradient(const void* packed, std::size_t packed_bytes,
     if (error == nullptr && problem.splits > 1) {
         const std::int64_t filters = problem.groups * problem.filters;
         const std::int64_t count = filters * (problem.channels * S::kTaps + 1);
-        error = launch(add_parts<S>,
-                       dim3(static_cast<unsigned>((count + kAddThreads - 1) / kAddThreads)),
-                       dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial),
-                       gradient, bias_gradient);
+        error = launch_early(
+            add_parts<S>,
+            dim3(static_cast<unsigned>((kAdders * count + kAddThreads - 1) / kAddThreads)),
+            dim3(kAddThreads), 0, stream, problem, static_cast<const double*>(partial), gradient,
+            bias_gradient);
     }
     return error;
 }

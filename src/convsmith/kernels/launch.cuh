@@ -22,10 +22,10 @@ __device__ __forceinline__ T* shared_memory() {
     return reinterpret_cast<T*>(convsmith_shared_memory);
 }
 
-// Launches `kernel` with the first kAttributes of what it takes to begin early.
-template <unsigned kAttributes, typename Kernel, typename... Arguments>
-const char* launch_with(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
-                        std::uintptr_t stream, Arguments... arguments) {
+// Launches `kernel` with the first `attributes` of what it takes to begin early.
+template <typename Kernel, typename... Arguments>
+const char* launch_with(unsigned attributes, Kernel kernel, dim3 grid, dim3 block,
+                        std::size_t shared_bytes, std::uintptr_t stream, Arguments... arguments) {
     constexpr std::size_t kDefaultSharedBytes = 48 * 1024;
     cudaError_t error = cudaSuccess;
     if (shared_bytes > kDefaultSharedBytes) {
@@ -42,7 +42,7 @@ const char* launch_with(Kernel kernel, dim3 grid, dim3 block, std::size_t shared
         configuration.dynamicSmemBytes = shared_bytes;
         configuration.stream = reinterpret_cast<cudaStream_t>(stream);
         configuration.attrs = &early;
-        configuration.numAttrs = kAttributes;
+        configuration.numAttrs = attributes;
         void* pointers[] = {&arguments...};
         error =
             cudaLaunchKernelExC(&configuration, reinterpret_cast<const void*>(kernel), pointers);
@@ -54,16 +54,20 @@ const char* launch_with(Kernel kernel, dim3 grid, dim3 block, std::size_t shared
 template <typename Kernel, typename... Arguments>
 const char* launch(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
                    std::uintptr_t stream, Arguments... arguments) {
-    return launch_with<0>(kernel, grid, block, shared_bytes, stream, arguments...);
+    return launch_with(0, kernel, grid, block, shared_bytes, stream, arguments...);
 }
 
 // The same, and the kernel may begin beside the end of the one before it: it waits itself before it
-// reads what that one has written (ptx/grid_dependency.cuh).
+// reads what that one has written (ptx/grid_dependency.cuh). GPUs before 9.0 do not know of this.
 template <typename Kernel, typename... Arguments>
 const char* launch_early(Kernel kernel, dim3 grid, dim3 block, std::size_t shared_bytes,
                          std::uintptr_t stream, Arguments... arguments) {
-    constexpr unsigned kAttributes = CUDART_VERSION >= 12030 ? 1 : 0;  // graphs capture it
-    return launch_with<kAttributes>(kernel, grid, block, shared_bytes, stream, arguments...);
+    int device = 0, capability = 0;
+    if (CUDART_VERSION >= 12030 && cudaGetDevice(&device) == cudaSuccess) {  // graphs capture it
+        cudaDeviceGetAttribute(&capability, cudaDevAttrComputeCapabilityMajor, device);
+    }
+    return launch_with(capability >= 9 ? 1 : 0, kernel, grid, block, shared_bytes, stream,
+                       arguments...);
 }
 
 }  // namespace convsmith
