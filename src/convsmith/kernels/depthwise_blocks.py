@@ -315,8 +315,7 @@ def best_of(
     What counts, as measured on an H100: the share of a multiprocessor's threads that is at
     work, until the last one has ended; what a thread multiplies between two barriers, at which
     it waits as long as ``waits`` products take, or less with a second stage; and of a weight
-    gradient how few positions a split sums before its totals are handed on, and, where threads
-    own taps, how many of their runs of columns the parts of dy leave empty. These count the
+    gradient how few positions a split sums before its totals are handed on. These count the
     more, the more terms a sum has, for else memory takes the time. Then, of the source rows
     that a block loads, how many are its own; a tenth more time for parts of rows, and a little
     for small blocks.
@@ -341,15 +340,12 @@ def best_of(
         busy = min(at_work / most, 1) * one.tiles / (turns * multiprocessors)
         products = taps * one.thread_filters * math.prod(one.tile) * one.row_tiles
         own_rows = min(one.row_tiles * one.tile[0] * steps / one.loaded.rows, 1)
-        slowed = 1.0
         if one.spreads:
             products, own_rows = products * math.prod(one.part), 1.0
-            runs = -(-spec.output_size[1] // one.part[1]) * one.thread_tiles[0]
-            slowed = runs / -(-spec.output_size[1] // SPREAD_RUN)
         waits = 32 if one.stages == 1 else 16 if is_weight_gradient else 0
         if one.direct and one.resident > 2 and terms <= MOST_TAPS_AT_THE_SPEED_OF_MEMORY:
             waits = 0  # hidden behind other blocks' loads and stores
-        slowed += waits * one.thread_tiles[0] / products
+        slowed = 1 + waits * one.thread_tiles[0] / products
         if is_weight_gradient:
             slowed += HANDING_ON * one.splits / positions
             if one.stages == 1 and one.tiles > one.blocks and not one.spreads:
