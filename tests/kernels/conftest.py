@@ -1,7 +1,7 @@
-"""Makes convolutions.py importable from the tests beside it, and says what they run on."""
+"""Makes modules of this folder importable from the tests in it, and says what they run on."""
 
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -9,11 +9,7 @@ import torch
 
 sys.path.insert(0, str(Path(__file__).parent))
 from convolutions import on_poisoned_memory
-
-from convsmith.kernels import implicit_gemm_tiles
-from convsmith.kernels.implicit_gemm_cut import Configuration, Halves
-from convsmith.kernels.implicit_gemm_forward import Forward
-from convsmith.spec import ConvSpec
+from tilings import prefer
 
 
 @pytest.fixture(
@@ -30,17 +26,6 @@ def precision(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -
     """The class that float32 convolutions are in."""
     monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", request.param == "tf32")
     return request.param
-
-
-def prefer(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Halves], bool]) -> None:
-    """Leaves an implicit_gemm's tiles no other shapes, where it may have one that is wanted."""
-    fitting_tilings = implicit_gemm_tiles.fitting_tilings
-
-    def preferred(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
-        fitting = fitting_tilings(spec, forward, multiprocessors)
-        return [one for one in fitting if wanted(one.shape)] or fitting
-
-    monkeypatch.setattr(implicit_gemm_tiles, "fitting_tilings", preferred)
 
 
 @pytest.fixture(params=[1, 2], ids=["single", "halves"])

@@ -9,6 +9,7 @@ import pytest
 import torch
 from convolutions import LARGEST_ERROR, PLAIN, Case, begun_at, dense_cases
 from hypothesis import HealthCheck, given, settings
+from tilings import prefer
 from torch import Tensor
 
 import convsmith
@@ -249,6 +250,39 @@ def test_tiles_of_rows_that_share_sectors(
     assert configuration.shape.owns_sectors
     assert configuration.shape.count == halves
     assert errors(case, device) < LARGEST_ERROR["tf32"]
+
+
+RUN_CASES = {
+    "padded": replace(ORDINARY, batch=1, size=(5, 136)),
+    "no-padding": replace(ORDINARY, batch=1, size=(5, 264), padding=(0, 0)),
+    "dilated": replace(ORDINARY, size=(7, 40), dilation=(2, 3), padding=(2, 5)),
+    "5x2": replace(ORDINARY, size=(6, 144), kernel_size=(5, 2), padding=(4, 0)),
+    "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 24)),
+    "many-channels": replace(ORDINARY, batch=1, size=(3, 136), group_channels=75),
+    "1x1": replace(ORDINARY, size=(4, 136), kernel_size=(1, 1), padding=(0, 0)),
+}
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
+@pytest.mark.parametrize("case", RUN_CASES.values(), ids=RUN_CASES)
+def test_rows_copied_by_runs(
+    case: Case, dtype: torch.dtype, halves: int, device: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From an address that runs are aligned at, and from another; and where scales change."""
+    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
+    prefer(monkeypatch, lambda shape: not (shape.is_narrow or shape.is_flat))
+    case = replace(case, dtype=dtype)
+    configuration = implicit_gemm.configure(case.specs()[Direction.FORWARD], 132)
+    assert isinstance(configuration, Configuration)
+    assert configuration.patch.run_lead is not None
+    largest = LARGEST_ERROR["float32"] if dtype is torch.float32 else torch.finfo(dtype).eps
+    assert errors(case, device) < largest
+    x, w, b = case.tensors(device)
+    x[:, ::3] *= 1e-4
+    y = convsmith.conv2d(x, w, b, *case.geometry)
+    assert torch.equal(y, convsmith.conv2d(begun_at(x, 1), w, b, *case.geometry))
+    exact = torch.conv2d(x.double(), w.double(), None if b is None else b.double(), *case.geometry)
+    assert float((y.double() - exact).abs().max() / exact.abs().max()) < largest
 
 
 def test_few_channels_from_any_address(device: str, precision: str) -> None:

@@ -79,7 +79,8 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         const int of_phase = static_cast<int>(problem.patch_rows * problem.pitch);
         head.tap_shifts[i] =
             (phase[0] * static_cast<int>(problem.phases[1]) + phase[1]) * of_phase +
-            (rows.first + place[0]) * static_cast<int>(problem.row_pixels) + place[1];
+            (rows.first + place[0]) * static_cast<int>(problem.row_pixels) + place[1] +
+            static_cast<int>(problem.run_lead);
     }
     if constexpr (S::kUnfolds) {
         const int runs = S::runs(problem);

@@ -158,6 +158,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(*patch.group_shift, *patch.tile),
         flat_columns_of(forward) if shape.is_flat else 0,
         *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
+        *(patch.run_lead is not None, patch.run_lead or 0),
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_in_bulk, configuration.stores_runs),

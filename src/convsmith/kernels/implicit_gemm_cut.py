@@ -75,6 +75,8 @@ class Patch:
         phases: of the stride, that taps meet.
         rows, pitch: of each phase, in pixels.
         row_pixels: from a row of taps to the next one of its phase.
+        run_lead: pixels of a row before the first that taps meet, for runs of 16 bytes to be
+            copied; None where elements are.
     """
 
     tile: Pair
@@ -83,6 +85,7 @@ class Patch:
     rows: int
     pitch: int
     row_pixels: int
+    run_lead: int | None = None
 
     @property
     def pixels(self) -> int:

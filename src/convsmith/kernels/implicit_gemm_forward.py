@@ -64,6 +64,11 @@ class Forward:
         """Elements of a sector of memory."""
         return SECTOR_BYTES // self.itemsize
 
+    @property
+    def run(self) -> int:
+        """Elements of 16 bytes."""
+        return 16 // self.itemsize
+
     def out_rows_begin_at_multiples_of(self, elements: int) -> bool:
         """Whether those of all images and filters do, counted from the first one."""
         return all(step % elements == 0 for step in self.out_strides[:3])

@@ -3,7 +3,8 @@
 //
 // A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
 // copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
-// patch or tile those belong to, and rounds or splits a group when it has arrived.
+// patch or tile those belong to, and rounds or splits a group when it has arrived. Where rows are
+// aligned, a warp copies its lanes' pixels together, as runs of 16 bytes of a channel.
 //
 // float32 values are scaled to the range of 16 bits by a power of two. All loading threads keep one
 // scale for as long as it suits; where a patch does not suit it, they take it over again.
@@ -35,8 +36,16 @@ class PatchLoader {
         patches_ = shared + parts.patches;
         pixels_ = S::patch_pixels(problem);
         steps_ = reinterpret_cast<int*>(shared + parts.tables);
-        ring_ = reinterpret_cast<T*>(shared + parts.loads) + thread * S::kPiece;
+        loads_ = reinterpret_cast<T*>(shared + parts.loads);
+        ring_ = loads_ + thread * S::kPiece;
         copies_pieces_ = reinterpret_cast<std::uintptr_t>(input) % (S::kPiece * sizeof(T)) == 0;
+        copies_runs_ =
+            problem.copies_runs != 0 && reinterpret_cast<std::uintptr_t>(input) % 16 == 0;
+        first_copied_ = thread;
+        if (copies_runs_) {
+            first_copied_ += thread % 32 % kWarpRuns * kRun - thread % 32;
+            run_channel_ = thread % 32 / kWarpRuns;
+        }
         const int pitch = static_cast<int>(problem_.pitch);
         const int rows = static_cast<int>(problem_.patch_rows);
         const int across = static_cast<int>(problem_.phases[1]);
@@ -93,7 +102,8 @@ class PatchLoader {
         const int image = row / tall;
         const int column = S::kIsFlat ? tile.column % static_cast<int>(problem_.flat_columns)
                                       : tile.column * static_cast<int>(problem_.stride[1]) -
-                                            static_cast<int>(problem_.padding[1]);
+                                            static_cast<int>(problem_.padding[1]) -
+                                            static_cast<int>(problem_.run_lead);
         const T* plane = input_ + image * problem_.in_strides[0] +
                          tile.group * problem_.channels * problem_.in_strides[1];
         return {image, row - image * tall, column, plane};
@@ -204,7 +214,7 @@ class PatchLoader {
         left_ = groups_of(channel);
         next_channel_ = channel;
         next_plane_ = plane_;
-        next_pixel_ = thread_;
+        next_pixel_ = first_copied_;
         wrap_pixel();
     }
 
@@ -220,11 +230,14 @@ class PatchLoader {
     // Begins to copy this thread's next group of vectors.
     __device__ __forceinline__ void begin_group() {
         if (next_.exists()) {
-            T* to = ring_ + next_stage_ * Shared<S>::kGroupValues;
-            if (next_block_ + S::kBlockChannels <= S::channels(problem_)) {
-                copy_group<true>(to);
+            const int stage = next_stage_ * Shared<S>::kGroupValues;
+            if (!S::kUnfolds && copies_runs_) {
+                ptx::warp_sync();  // for all lanes to have looked at what is there
+                copy_runs(loads_ + stage);
+            } else if (next_block_ + S::kBlockChannels <= S::channels(problem_)) {
+                copy_group<true>(ring_ + stage);
             } else {
-                copy_group<false>(to);
+                copy_group<false>(ring_ + stage);
             }
             next_stage_ = next_stage_ == S::kAhead ? 0 : next_stage_ + 1;
             if (--left_ == 0) end_block();
@@ -240,6 +253,32 @@ class PatchLoader {
         } else {
             next_.advance();
             begin_tile();
+        }
+    }
+
+    // A run is of one channel; a warp's lanes have kWarpRuns of as many channels as there are lanes
+    // for, and then of the next ones.
+    static constexpr int kRun = 16 / sizeof(T), kWarpRuns = 32 / kRun;
+    static constexpr int kChannelsAtOnce = 32 / kWarpRuns;
+
+    // Begins to copy this thread's runs of its warp's next group of vectors.
+    __device__ __forceinline__ void copy_runs(T* to) {
+#pragma unroll
+        for (int i = 0; i < S::kAtOnce; ++i) {
+            const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
+            const int place = is_in_block ? places()[next_pixel_] : kNone;
+            const T* from =
+                next_plane_ + (place == kNone ? 0 : place) + run_channel_ * problem_.in_strides[1];
+#pragma unroll
+            for (int c = 0; c < kVector; c += kChannelsAtOnce) {
+                const int channel = run_channel_ + c;
+                ptx::cp_async<16>(
+                    to + (i * kVector + channel) * kThreads + first_copied_, from,
+                    place != kNone && next_channel_ + channel < S::channels(problem_));
+                from += kChannelsAtOnce * problem_.in_strides[1];
+            }
+            next_pixel_ += kThreads;
+            wrap_pixel();
         }
     }
 
@@ -303,6 +342,7 @@ class PatchLoader {
         for (int group = 0; group < groups; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
+            if (!S::kUnfolds && copies_runs_) ptx::warp_sync();  // for other lanes' copies
             largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
         }
         if constexpr (S::kScales) {
@@ -467,9 +507,10 @@ class PatchLoader {
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
     // of places follow, and columns.
     int* steps_;
-    T* ring_;  // every kThreads-th piece from here on is this thread's
-    bool copies_pieces_;
-    int stage_ = 0;  // of the ring, to be looked at next
+    T *loads_, *ring_;  // every kThreads-th piece from here on is this thread's
+    bool copies_pieces_, copies_runs_;
+    int first_copied_, run_channel_ = 0;  // the vector of a group, and channel, that it copies
+    int stage_ = 0;                       // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
     TileWalk<S> next_{problem_};
     int next_table_ = 0, next_block_ = 0, left_ = 0, next_stage_ = 0;  // (left_: groups)

@@ -59,6 +59,8 @@ struct Problem {
     std::int64_t phases[2];                // of the stride that taps meet
     std::int64_t patch_rows, pitch;        // of a phase, in pixels
     std::int64_t row_pixels;               // from a row of taps to the next in a phase
+    std::int64_t copies_runs;              // a patch's pixels, by runs of 16 bytes of a channel
+    std::int64_t run_lead;                 // pixels before those that taps meet, for runs to align
     std::int64_t lead;                     // zeros before the first column of unfolded filters
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups

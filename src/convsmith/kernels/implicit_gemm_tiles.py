@@ -107,7 +107,7 @@ def attempt(
         return None
     if shape.is_flat and not can_be_flat(forward):
         return None
-    patch, taps = patch_of(forward, splits_filters, shape), taps_of(forward, sums)
+    patch, taps = patch_of(forward, sums, splits_filters, shape), taps_of(forward, sums)
     stride = forward.stride
     if patch.rows * stride[0] >= MOST_PATCH_ROWS:
         return None
@@ -165,7 +165,7 @@ def attempt(
     )
 
 
-def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
+def patch_of(forward: Forward, sums: Sums, splits_filters: bool, shape: Halves) -> Patch:
     """That of a tile of ``shape``; of twice that, where warpgroups have pixels of their own."""
     if splits_filters:
         group_shift, tile = (0, 0), (shape.rows, shape.width)
@@ -181,7 +181,23 @@ def patch_of(forward: Forward, splits_filters: bool, shape: Halves) -> Patch:
     rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
         tile = (tile[0], tile[1] - forward.sector)
-    return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
+    if shape.is_narrow or not copies_runs(forward, sums):
+        return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
+    run_lead = -forward.padding[1] % forward.run
+    pitch = -(-(run_lead + pitch) // forward.run) * forward.run
+    return Patch(tile, group_shift, phases, rows, pitch, pitch, run_lead)
+
+
+def copies_runs(forward: Forward, sums: Sums) -> bool:
+    """Whether long rows of the input are copied by runs of 16 bytes, in the image or beyond it.
+
+    They have to be aligned. Of one product of float32 values loading is not what takes longest.
+    """
+    if forward.has_few_channels or (sums.products == 1 and forward.itemsize == 4):
+        return False
+    steps = (forward.in_size[1], *forward.in_strides[:3])
+    in_runs = forward.in_strides[3] == 1 and all(step % forward.run == 0 for step in steps)
+    return in_runs and forward.stride == (1, 1)
 
 
 def spacing(forward: Forward, axis: int) -> int:
@@ -292,7 +308,7 @@ def stores_pairs(forward: Forward, shape: Halves) -> bool:
 def stores_in_bulk(forward: Forward, shape: Halves) -> bool:
     """Whether the copy engine stores the rows of a half: long ones of whole 16 bytes."""
     is_long = not shape.is_narrow and not shape.is_flat
-    return is_long and not shape.owns_sectors and has_rows_of(forward, 16 // forward.itemsize)
+    return is_long and not shape.owns_sectors and has_rows_of(forward, forward.run)
 
 
 def has_rows_of(forward: Forward, elements: int) -> bool:

@@ -27,6 +27,7 @@ LONG_ROWS = {1: 592.0, 3: 224.0}
 SHORT_ROWS = {1: 435.0, 3: 188.0}
 FLAT_ROWS = {1: 465.0, 3: 205.0}
 VECTORS_SHARE_16_BITS = 0.85  # which are read before others are begun
+RUNS_SHARE = {4: 1.1, 2: 1.2}  # of either, copied by runs of 16 bytes; by bytes of an element
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
 STORE_LONG = 6.5
 STORE_SECTORS = 7.7  # of short rows, of a stride's phases, and long rows but for their ends
@@ -97,7 +98,9 @@ def patches_us(forward: Forward, configuration: Configuration) -> float:
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
         per_us *= STRIDED_VECTORS_SHARE
-    if forward.itemsize == 2:
+    if configuration.patch.run_lead is not None:
+        per_us *= RUNS_SHARE[forward.itemsize]
+    elif forward.itemsize == 2:
         per_us *= VECTORS_SHARE_16_BITS
     share = share_that_meets(forward) if rounds(forward, configuration) > 1 else 1
     return loaded_vectors(forward, configuration) * share / per_us
