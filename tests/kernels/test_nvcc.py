@@ -47,7 +47,7 @@ DEPTHWISE = (
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.TF32, 0),
-    ("kb55", Direction.FORWARD, Precision.FLOAT32, 152),
+    ("kb55", Direction.FORWARD, Precision.FLOAT32, 164),  # copied by runs
     ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
     ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),

@@ -467,9 +467,9 @@ __global__ void __launch_bounds__(S::kThreads, S::kBlocks)
     }
 }
 
-constexpr int kAddThreads = 128;
-constexpr int kAdders = 8;       // neighbouring threads that add the parts of one result
-constexpr int kPartsAtOnce = 4;  // that a thread loads before it adds them
+inline constexpr int kAddThreads = 128;
+inline constexpr int kAdders = 8;       // neighbouring threads that add the parts of one result
+inline constexpr int kPartsAtOnce = 4;  // that a thread loads before it adds them
 
 // Second stage: adds the splits' partial sums in a fixed order. What takes time is to wait for
 // loads, so many are on their way at once. The workspace is small enough to count with 32 bits.

@@ -158,7 +158,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         *(*patch.group_shift, *patch.tile),
         flat_columns_of(forward) if shape.is_flat else 0,
         *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
-        *(patch.run_lead is not None, patch.run_lead or 0),
+        patch.run_lead or 0,
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
         *(configuration.stores_pairs, configuration.stores_in_bulk, configuration.stores_runs),
@@ -181,9 +181,10 @@ def template_arguments(
     )
     first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases
-    shape = configuration.shape
+    shape, copies_runs = configuration.shape, configuration.patch.run_lead is not None
     flat, together = str(shape.is_flat).lower(), phases.together if phases else 0
-    what = ", ".join((*first, *map(str, (*numbers, shape.count, flat, together))))
+    last = (shape.count, flat, together, str(copies_runs).lower())
+    what = ", ".join((*first, *map(str, (*numbers, *last))))
     return (f"convsmith::implicit_gemm::Convolution<{what}>",)
 
 

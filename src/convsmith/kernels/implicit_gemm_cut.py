@@ -172,6 +172,11 @@ class Configuration:
         return self.products == 3 and self.shape.count == 1
 
     @property
+    def has_padded_runs(self) -> bool:
+        """Whether tiles are flat and have what is padding between the rows they go over."""
+        return self.shape.is_flat and not self.unfolds
+
+    @property
     def block_filters(self) -> int:
         """Filters that a block multiplies with a tile."""
         return 2 * ROWS_OF_BLOCK if self.splits_filters else ROWS_OF_BLOCK

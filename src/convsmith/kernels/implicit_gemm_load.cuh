@@ -39,8 +39,7 @@ class PatchLoader {
         loads_ = reinterpret_cast<T*>(shared + parts.loads);
         ring_ = loads_ + thread * S::kPiece;
         copies_pieces_ = reinterpret_cast<std::uintptr_t>(input) % (S::kPiece * sizeof(T)) == 0;
-        copies_runs_ =
-            problem.copies_runs != 0 && reinterpret_cast<std::uintptr_t>(input) % 16 == 0;
+        copies_runs_ = S::kCopiesRuns && reinterpret_cast<std::uintptr_t>(input) % 16 == 0;
         first_copied_ = thread;
         if (copies_runs_) {
             first_copied_ += thread % 32 % kWarpRuns * kRun - thread % 32;
@@ -214,7 +213,7 @@ class PatchLoader {
         left_ = groups_of(channel);
         next_channel_ = channel;
         next_plane_ = plane_;
-        next_pixel_ = first_copied_;
+        next_pixel_ = S::kCopiesRuns ? first_copied_ : thread_;
         wrap_pixel();
     }
 
@@ -231,7 +230,7 @@ class PatchLoader {
     __device__ __forceinline__ void begin_group() {
         if (next_.exists()) {
             const int stage = next_stage_ * Shared<S>::kGroupValues;
-            if (!S::kUnfolds && copies_runs_) {
+            if (S::kCopiesRuns && copies_runs_) {
                 ptx::warp_sync();  // for all lanes to have looked at what is there
                 copy_runs(loads_ + stage);
             } else if (next_block_ + S::kBlockChannels <= S::channels(problem_)) {
@@ -342,7 +341,7 @@ class PatchLoader {
         for (int group = 0; group < groups; ++group) {
             begin_group();
             ptx::cp_async_wait_group<S::kAhead>();
-            if (!S::kUnfolds && copies_runs_) ptx::warp_sync();  // for other lanes' copies
+            if (S::kCopiesRuns && copies_runs_) ptx::warp_sync();  // for other lanes' copies
             largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
         }
         if constexpr (S::kScales) {

@@ -59,7 +59,6 @@ struct Problem {
     std::int64_t phases[2];                // of the stride that taps meet
     std::int64_t patch_rows, pitch;        // of a phase, in pixels
     std::int64_t row_pixels;               // from a row of taps to the next in a phase
-    std::int64_t copies_runs;              // a patch's pixels, by runs of 16 bytes of a channel
     std::int64_t run_lead;                 // pixels before those that taps meet, for runs to align
     std::int64_t lead;                     // zeros before the first column of unfolded filters
     std::int64_t patch_stages, weight_stages;
@@ -88,9 +87,11 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
 // make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
 // their own (kSplitsFilters), or the other way round. The outputs of filters may interleave,
-// kTogether of them as neighbours: they are phases of the input gradient of a stride.
+// kTogether of them as neighbours: they are phases of the input gradient of a stride. Aligned long
+// rows are copied by runs of 16 bytes (kCopiesRuns).
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, bool kIsFlat_, int kTogether_>
+          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, bool kIsFlat_, int kTogether_,
+          bool kCopiesRuns_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -109,6 +110,7 @@ struct Convolution {
     // at them. (For 16-bit values it has to wait.)
     static constexpr int kAtOnce = sizeof(T) == 4 && !kUnfolds ? 1 : 2;
     static constexpr int kAhead = kAhead_;
+    static constexpr bool kCopiesRuns = kCopiesRuns_;
     static constexpr int kPiece = kPiece_;          // elements of a vector that are copied as one
     static constexpr int kStageTaps = kStageTaps_;  // taps of a stage of weights
     static constexpr int kFilters = kSplitsFilters ? 2 * kRowsOfBlock : kRowsOfBlock;

@@ -55,7 +55,9 @@ def fitting_tilings(
     fitting = []
     for shape in shapes:
         attempts = (attempt(forward, sums, multiprocessors, one, shape) for one in splits)
-        fitting.extend(list(filter(None, attempts))[:1])
+        first = next(filter(None, attempts), None)
+        if first is not None:
+            fitting.append(first)
     return fitting
 
 

@@ -93,7 +93,7 @@ def products_us(configuration: Configuration, rate: float) -> float:
 def patches_us(forward: Forward, configuration: Configuration) -> float:
     """Time of a tile's patches."""
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
-    if configuration.shape.is_flat and not configuration.unfolds:
+    if configuration.has_padded_runs:
         rates = FLAT_ROWS
     per_us = rates[configuration.products]
     if forward.in_strides[3] != 1:
@@ -126,7 +126,7 @@ def store_us(forward: Forward, configuration: Configuration) -> float:
     if forward.phases is not None and forward.phases.fill_rows:
         in_sectors = forward.phases.stores_vectors and eights_share_sectors(forward, shape)
         time = STORE_SECTORS if in_sectors else STORE_UNALIGNED
-    elif shape.is_flat and not configuration.unfolds:
+    elif configuration.has_padded_runs:
         time = STORE_FLAT
     elif configuration.stores_runs:
         aligned = shape.owns_sectors or eights_share_sectors(forward, shape)
