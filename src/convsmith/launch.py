@@ -2,14 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from convsmith import jit
-from convsmith.jit import simulator
+from convsmith.jit import cache, simulator
 from convsmith.kernels.family import places_written
 from convsmith.kernels.source import KernelSource
 from convsmith.planner import Plan, architecture_of
@@ -125,3 +125,18 @@ def simulate(
         for place, tensor in enumerate(tensors)
     ]
     simulator.run(source, problem, buffers)
+
+
+def compile_ahead(plans: Iterable[Plan], device: torch.device) -> None:
+    """Bring the own kernels that ``plans`` run into this process, compiled all at once.
+
+    Nothing is said of a kernel that does not compile: its first call says it. A single one is left
+    to that, too.
+    """
+    sources = {
+        plan.family.source(plan.spec, plan.configuration)
+        for plan in plans
+        if plan.family is not None
+    }
+    if len(sources) > 1 and not cache.compiling_disabled():
+        jit.load_all(sources, architecture_of(device))

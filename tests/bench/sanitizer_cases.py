@@ -20,9 +20,9 @@ import torch
 from torch import Tensor
 
 from convsmith import execute, planner
-from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.kernels import implicit_gemm
 from convsmith.kernels.families import FAMILIES
+from convsmith.launch import compile_ahead
 from convsmith.spec import ConvSpec, Direction, Pair, Precision, output_extent
 
 FLOAT32, FLOAT64 = torch.float32, torch.float64

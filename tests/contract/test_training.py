@@ -13,8 +13,8 @@ from training import EARLY, FACTOR, ResNet, Task, deviations, losses
 
 import convsmith
 from convsmith import choice, execute, functional, planner
-from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.bench.switches import cudnn_autotuning, precision_class
+from convsmith.launch import compile_ahead
 from convsmith.planner import Plan
 from convsmith.spec import ConvSpec, Direction, Precision
 

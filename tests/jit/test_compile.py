@@ -5,6 +5,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
+import re
 import resource
 import struct
 import subprocess
@@ -23,7 +24,7 @@ from convsmith.errors import (
     CompilationError,
     ToolchainError,
 )
-from convsmith.jit import cache, load, toolchain
+from convsmith.jit import cache, load, load_all, toolchain
 from convsmith.jit import compile as jit_compile
 from convsmith.kernels.source import KernelSource
 
@@ -480,6 +481,38 @@ def test_threads_compile_a_kernel_once_and_different_kernels_each(cache_folder: 
         thread.join()
     assert [len(found) for found in modules.values()] == [1, 1]
     assert len(cache.list_entries()) == 2
+
+
+def test_several_kernels_are_compiled_at_the_same_time(
+    cache_folder: Path,
+    tmp_path: Path,
+    cuda_compiler: toolchain.Toolchain,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Each compiler waits for the other one to begin, and fails where it does not."""
+    log = slow_nvcc(tmp_path, cuda_compiler, monkeypatch, seconds=0)
+    nvcc = tmp_path / "cuda" / "bin" / "nvcc"
+    wait = f"for i in $(seq 300); do [ $(wc -l < {log}) -ge 2 ] && break; sleep 0.1; done"
+    refuse = f"[ $(wc -l < {log}) -ge 2 ] || exit 1"
+    nvcc.write_text(nvcc.read_text().replace("sleep 0", f"{wait}; {refuse}"))
+    monkeypatch.setattr(os, "sched_getaffinity", lambda process: {0, 1})
+    load_all([KERNEL, KernelSource("another", KERNEL.cuda), BROKEN], ARCHITECTURE)
+    assert len(cache.list_entries()) == 2
+
+
+def test_threads_that_compile_for_different_gpus_wait_for_each_other(cache_folder: Path) -> None:
+    before = dict(os.environ)
+    architectures = ["sm_80", ARCHITECTURE]
+    threads = [threading.Thread(target=load, args=[KERNEL, one]) for one in architectures]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    entries = {entry.build.architecture: entry.build.command for entry in cache.list_entries()}
+    assert set(entries) == set(architectures)
+    for architecture, command in entries.items():
+        assert set(re.findall(r"sm_\d+", command)) == {architecture}
+    assert dict(os.environ) == before
 
 
 def test_a_killed_compilation_with_load_inlines_lock_hinders_nobody(

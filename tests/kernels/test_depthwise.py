@@ -19,9 +19,9 @@ from torch.nn import functional
 
 import convsmith
 from convsmith import execute, planner
-from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import depthwise
+from convsmith.launch import compile_ahead
 from convsmith.spec import Direction
 
 ORDINARY = replace(PLAIN, group_channels=1, group_filters=1, groups=9)

@@ -14,7 +14,6 @@ import torch
 
 from convsmith import choice
 from convsmith.bench import ceilings, record
-from convsmith.bench.compile_ahead import compile_ahead
 from convsmith.bench.contestants import Peer
 from convsmith.bench.digest import kernel_digest
 from convsmith.bench.measure import Conditions, measure
@@ -22,6 +21,7 @@ from convsmith.bench.record import Record, Row, RowKey
 from convsmith.bench.selections import Selection
 from convsmith.bench.suites import Layer, Layout
 from convsmith.errors import ConvSmithError
+from convsmith.launch import compile_ahead
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec, Direction, Precision
 

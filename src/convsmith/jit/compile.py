@@ -21,14 +21,15 @@ import subprocess
 import sysconfig
 import tempfile
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import ModuleType
 from typing import TYPE_CHECKING
 
 import torch
 
-from convsmith.errors import CacheError, CompilationError, ToolchainError
+from convsmith.errors import CacheError, CompilationError, ConvSmithError, ToolchainError
 from convsmith.jit import cache, toolchain
 
 if TYPE_CHECKING:
@@ -71,8 +72,7 @@ _REMEDIES = (
 
 _loaded: dict[tuple[KernelSource, str], ModuleType] = {}
 _loading: dict[tuple[KernelSource, str], threading.Lock] = {}
-# load_inline reads the environment and PyTorch's CUDA_HOME, which a process has once.
-_building = threading.Lock()
+_MOST_AT_ONCE = 16  # a compiler takes up to half a GiB
 
 
 def load(source: KernelSource, architecture: str) -> ModuleType:
@@ -102,6 +102,22 @@ def load(source: KernelSource, architecture: str) -> ModuleType:
             if module is None:
                 module = _loaded[wanted] = _import(_entry(source, architecture))
     return module
+
+
+def load_all(sources: Iterable[KernelSource], architecture: str) -> None:
+    """Load several kernels; those that have to be compiled are, on all processors at once.
+
+    Nothing is said of one that cannot be had: `load` does, when it is asked for it.
+    """
+    wanted = set(sources)
+
+    def attempt(source: KernelSource) -> None:
+        with contextlib.suppress(ConvSmithError):
+            load(source, architecture)
+
+    threads = max(1, min(len(wanted), len(os.sched_getaffinity(0)), _MOST_AT_ONCE))
+    with ThreadPoolExecutor(threads) as pool:
+        list(pool.map(attempt, wanted))
 
 
 def _entry(source: KernelSource, architecture: str) -> cache.Entry:
@@ -153,7 +169,7 @@ def _build(
     from torch.utils.cpp_extension import load_inline
 
     virtual = architecture.replace("sm", "compute")
-    with _building, _surroundings(tools, capability):
+    with _surroundings.of(tools, capability):
         try:
             module = load_inline(  # type: ignore[no-untyped-call]
                 name=key,
@@ -210,9 +226,44 @@ def _capability(architecture: str) -> str:
     return f"{match['major']}.{match['minor']}"
 
 
+class _Surroundings:
+    """What load_inline reads besides its arguments: the environment, and PyTorch's CUDA_HOME.
+
+    A process has them once, so that builds at the same time are those that want the same.
+    """
+
+    def __init__(self) -> None:
+        self._changed = threading.Condition()
+        self._builds = 0
+        self._wanted: tuple[str, str] | None = None
+        self._before: contextlib.ExitStack
+
+    @contextlib.contextmanager
+    def of(self, tools: Toolchain, capability: str) -> Iterator[None]:
+        """Those of a build; others that want something else wait for its end."""
+        wanted = (tools.digest, capability)
+        with self._changed:
+            self._changed.wait_for(lambda: self._builds == 0 or self._wanted == wanted)
+            if self._builds == 0:
+                self._before = contextlib.ExitStack()
+                self._before.enter_context(_set(tools, capability))
+                self._wanted = wanted
+            self._builds += 1
+        try:
+            yield
+        finally:
+            with self._changed:
+                self._builds -= 1
+                if self._builds == 0:
+                    self._before.close()
+                    self._changed.notify_all()
+
+
+_surroundings = _Surroundings()
+
+
 @contextlib.contextmanager
-def _surroundings(tools: Toolchain, capability: str) -> Iterator[None]:
-    """What load_inline reads besides its arguments, set for one build."""
+def _set(tools: Toolchain, capability: str) -> Iterator[None]:
     from torch.utils import cpp_extension
 
     changes = {

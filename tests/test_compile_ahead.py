@@ -1,20 +1,19 @@
-"""What is compiled ahead: every kernel of a selection once, and what fails is left to its call."""
+"""What is compiled ahead: every kernel of some plans once, and what fails is left to its call."""
 
 from __future__ import annotations
 
-from concurrent.futures import Executor, ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
 import torch
 
-from convsmith import jit, planner
-from convsmith.bench import compile_ahead as module
-from convsmith.bench.compile_ahead import compile_ahead
+from convsmith import launch, planner
 from convsmith.bench.suites import Layer, Layout
 from convsmith.errors import CompilationError
 from convsmith.jit import cache
+from convsmith.jit import compile as jit_compile
 from convsmith.kernels.source import KernelSource
+from convsmith.launch import compile_ahead
 from convsmith.planner import Plan
 from convsmith.spec import Direction, Precision
 
@@ -35,20 +34,16 @@ def plans(*directions: Direction, kernel: str = "direct") -> list[Plan]:
 
 @pytest.fixture
 def compiled(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, str]]:
-    """Names and architectures of what is compiled, in this process."""
+    """Names and architectures of what is compiled."""
     names: list[tuple[str, str]] = []
-
-    def threads(processes: int, context: object) -> Executor:
-        return ThreadPoolExecutor(processes)
 
     def load(source: KernelSource, architecture: str) -> None:
         names.append((source.name, architecture))
         if "grad_input" in source.name:
             raise CompilationError("refused", log="error: no", command="nvcc")
 
-    monkeypatch.setattr(module, "ProcessPoolExecutor", threads)
-    monkeypatch.setattr(module, "architecture_of", lambda device: "sm_90")
-    monkeypatch.setattr(jit, "load", load)
+    monkeypatch.setattr(launch, "architecture_of", lambda device: "sm_90")
+    monkeypatch.setattr(jit_compile, "load", load)
     monkeypatch.delenv("CONVSMITH_NO_COMPILE", raising=False)
     return names
 
@@ -73,7 +68,7 @@ def test_nothing_is_done_without_need_or_leave(
 
 
 @pytest.mark.gpu
-def test_other_processes_fill_the_cache_of_this_one(
+def test_kernels_are_in_the_cache_afterwards(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     tmp_path.chmod(0o700)
