@@ -32,13 +32,14 @@ START_UP = {"first_call_s": {"forward": 4.2}}
 
 @pytest.fixture
 def gathered(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine on which every step succeeds at once; the steps in the order they ran."""
+    """A machine of one GPU on which every step succeeds at once; the steps in the order they ran."""
     steps: list[str] = []
 
     def step(name: str, result: object) -> object:
         steps.append(name)
         return result
 
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 1)
     monkeypatch.setattr(selections, "RECORDED", (Selection("tiny"),))
     monkeypatch.setattr(run, "require_gpu", lambda: bench_on_cpu)
     monkeypatch.setattr(gpu_tests, "run", lambda tests: step("tests", TESTS))

@@ -5,7 +5,7 @@
 runs the GPU tests, compute-sanitizer, the start-up times and the suites, writes the record of this
 GPU under benchmarks/results/, and says what keeps it from being complete and right. Whatever
 the record already holds of these kernels is kept, so a run that was stopped is continued by the
-next one.
+next one. Where there are several GPUs, all of them take part.
 """
 
 from __future__ import annotations
@@ -26,6 +26,7 @@ from convsmith.bench import (
     run,
     sanitizer,
     selections,
+    several_gpus,
     start_up,
     validate,
 )
@@ -86,7 +87,9 @@ def _run(options: argparse.Namespace) -> int:
     output = options.output or _default_output()
     earlier = record.merge_all([*map(record.load, options.merge), *_continuable(output)])
     steps = [step for step in options.steps if _is_open(step, wanted, earlier)]
-    if steps:
+    if steps and len(several_gpus.gpus()) > 1:
+        whole = _on_several_gpus(steps, wanted, earlier, options, output)
+    elif steps:
         device = run.require_gpu()
         whole = run.begin(device, earlier)
         for step in steps:
@@ -106,6 +109,31 @@ def _run(options: argparse.Namespace) -> int:
     else:
         raise ConvSmithError("there is nothing to do: no step, and no record to merge")
     return _report(whole, output)
+
+
+def _on_several_gpus(
+    steps: Sequence[str],
+    wanted: Sequence[Selection],
+    earlier: Record | None,
+    options: argparse.Namespace,
+    output: Path,
+) -> Record:
+    """``earlier`` with what all GPUs measured, which is in ``output`` as it comes in.
+
+    Raises:
+        ConvSmithError: no process measured anything.
+    """
+    open_rows = run.open_rows(wanted, earlier)
+    layers = list(dict.fromkeys(layer for _, layer, *_ in open_rows))
+    narrowing = ["--directions", *options.directions, "--precisions", *options.precisions]
+    seconds = options.minutes and 60 * options.minutes
+    whole = earlier
+    for part in several_gpus.measure(steps, layers, narrowing, seconds):
+        whole = part if whole is None else record.merge(whole, part)
+        record.save(whole, output)
+    if whole is None:
+        raise ConvSmithError("no process measured anything: see what they printed")
+    return whole
 
 
 def _default_output() -> Path:
