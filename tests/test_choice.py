@@ -9,6 +9,7 @@ import pytest
 import torch
 from planning import H200, StubFamily, spec
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 import convsmith
 from convsmith import choice, execute, functional, planner, trial
@@ -254,6 +255,31 @@ def test_a_training_step_has_three_kinds_of_convolutions(
         execute.weight_gradient(y, x, w, *geometry, True)
     assert len(wanted) > 3
     assert len(set(wanted)) == 3
+
+
+def test_contenders_are_compiled_together_before_they_are_timed(
+    memories: tuple[dict[object, object], ...],
+    stopwatch: Stopwatch,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    compiled: list[list[str]] = []
+
+    def compile_ahead(plans: Sequence[Plan], device: torch.device) -> None:
+        assert (device, stopwatch.trials) == (H200, [])
+        compiled.append([plan.candidates[0].reason for plan in plans])
+
+    monkeypatch.setattr(execute, "compile_ahead", compile_ahead)
+    monkeypatch.setattr(execute, "DeviceLaunch", lambda plan, device: plan)
+    stopwatch.times["as near on 132"] = 0.5
+    with FakeTensorMode():
+        x, w = (torch.empty(s, device=H200) for s in (WANTED.input_shape, WANTED.weight_shape))
+        for _ in range(2):
+            launch = execute.forward_launch(x, w, None, (1, 1), (0, 0), (1, 1), 1)
+            assert launch.candidates[0].reason == "as near on 132"
+    assert compiled == stopwatch.trials == [CONTENDERS]
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", False)
+    execute.forward_launch(x, w, None, (1, 1), (0, 0), (1, 1), 1)
+    assert compiled == [CONTENDERS]
 
 
 def test_what_may_come_to_run(stopwatch: Stopwatch) -> None:

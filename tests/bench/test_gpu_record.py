@@ -32,7 +32,7 @@ START_UP = {"first_call_s": {"forward": 4.2}}
 
 @pytest.fixture
 def gathered(bench_on_cpu: torch.device, monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """A machine of one GPU on which every step succeeds at once; the steps in the order they ran."""
+    """A machine of one GPU, where every step succeeds at once; the steps in the order they ran."""
     steps: list[str] = []
 
     def step(name: str, result: object) -> object:
