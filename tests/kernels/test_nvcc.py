@@ -51,7 +51,7 @@ IMPLICIT_GEMM = (
     ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
     ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
-    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 64),  # likewise
+    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 64),  # copied by runs
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 160),
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 44),  # phases that share blocks
     ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 64),
