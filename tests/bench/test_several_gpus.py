@@ -88,6 +88,18 @@ def test_a_process_that_fails_leaves_what_the_others_did(
     assert gpu_record.main(nothing) == gpu_record.NOT_DONE
 
 
+def test_a_process_that_cannot_begin_is_said_and_not_waited_for(
+    calls: list[Call], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_: object, **__: object) -> None:
+        raise OSError("too many processes")
+
+    monkeypatch.setattr(subprocess, "run", refuse)
+    with pytest.raises(OSError, match="too many"):
+        gpu_record.main(["--output", str(tmp_path / "gpu.json")])
+    assert calls == []
+
+
 def test_gpus_keep_the_names_that_the_caller_gave_them(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
     monkeypatch.setenv("CUDA_VISIBLE_DEVICES", "3,5")

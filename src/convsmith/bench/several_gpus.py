@@ -7,9 +7,9 @@ import queue
 import subprocess
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from pathlib import Path
 
 import torch
@@ -45,35 +45,39 @@ def measure(
     """
     devices = gpus()
     jobs = _jobs(steps, layers, _PARTS_OF_A_GPU * len(devices))
-    waiting: queue.SimpleQueue[_Job] = queue.SimpleQueue()
-    ended: queue.SimpleQueue[Path] = queue.SimpleQueue()
-    for job in jobs:
-        waiting.put(job)
+    free: queue.SimpleQueue[str] = queue.SimpleQueue()
+    for device in devices:
+        free.put(device)
     started = time.monotonic()
 
-    def work(device: str, folder: Path) -> None:
-        number = 0
-        while not waiting.empty():
-            try:
-                job = waiting.get_nowait()
-            except queue.Empty:  # another thread was quicker
-                break
-            number += 1
-            limit = []
-            if seconds is not None:
-                left = max(seconds - (time.monotonic() - started), 0)
-                limit = [f"--minutes={left / 60:.3f}"]
-            output = folder / f"{device}-{number}.json"
+    def work(output: Path, job: _Job) -> Path:
+        limit = []
+        if seconds is not None:
+            left = max(seconds - (time.monotonic() - started), 0)
+            limit = [f"--minutes={left / 60:.3f}"]
+        device = free.get()
+        try:
             _run([f"--output={output}", *job, *options, *limit], device)
-            ended.put(output)
+        finally:
+            free.put(device)
+        return output
 
-    with tempfile.TemporaryDirectory(prefix="convsmith-") as folder:
-        for device in devices:
-            threading.Thread(target=work, args=[device, Path(folder)], daemon=True).start()
-        for _ in jobs:
-            output = ended.get()
-            if output.exists():
-                yield record.load(output)
+    with (
+        tempfile.TemporaryDirectory(prefix="convsmith-") as folder,
+        ThreadPoolExecutor(len(devices)) as pool,
+    ):
+        parts = [
+            pool.submit(work, Path(folder, f"{number}.json"), job)
+            for number, job in enumerate(jobs)
+        ]
+        try:
+            for part in as_completed(parts):
+                output = part.result()
+                if output.exists():
+                    yield record.load(output)
+        finally:
+            for part in parts:  # that have not begun when this is given up
+                part.cancel()
 
 
 def _jobs(steps: Sequence[str], layers: Sequence[str], parts: int) -> list[_Job]:
