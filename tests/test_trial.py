@@ -7,6 +7,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from clocks import InventedClock
 from torch import Tensor
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
@@ -21,30 +22,11 @@ CPU = torch.device("cpu")
 TORCH = Candidate("torch", 1.0, "PyTorch's own")
 
 
-class InventedClock:
-    """A call takes three milliseconds."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._now = 0
-
-    def flush(self) -> None:
-        self._now += 100
-
-    def mark(self) -> int:
-        self._now += 3
-        return self._now
-
-    def milliseconds(self, start: int, end: int) -> float:
-        return end - start
-
-    def synchronize(self) -> None:
-        return None
-
-
 @pytest.fixture(autouse=True)
 def simulated(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "device", lambda device: nullcontext())
     monkeypatch.setattr(trial, "DeviceLaunch", lambda plan, device: SimulatedLaunch(plan))
+    monkeypatch.setattr(InventedClock, "APART", 3)
     monkeypatch.setattr(timing, "CudaClock", InventedClock)
     monkeypatch.setattr(timing, "REPEATS", 2)
 

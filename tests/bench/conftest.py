@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 import torch
+from clocks import InventedClock
 
 from convsmith import timing
 from convsmith.bench import accuracy, ceilings, digest, memory
@@ -24,26 +25,6 @@ TINY = (
     Layer("dense", (2, 8, 9, 8), 4, (3, 3), stride=(2, 1), padding=(1, 0)),
     Layer("depthwise", (2, 6, 8, 6), 6, (2, 3), groups=6),
 )
-
-
-class InventedClock:
-    """Marks two milliseconds apart."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._now = 0
-
-    def flush(self) -> None:
-        self._now += 100
-
-    def mark(self) -> int:
-        self._now += 2
-        return self._now
-
-    def milliseconds(self, start: int, end: int) -> float:
-        return end - start
-
-    def synchronize(self) -> None:
-        return None
 
 
 def extra_bytes(call: Callable[[], object], device: torch.device) -> int:
