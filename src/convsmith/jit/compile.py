@@ -236,7 +236,7 @@ class _Surroundings:
         self._changed = threading.Condition()
         self._builds = 0
         self._wanted: tuple[str, str] | None = None
-        self._before: contextlib.ExitStack
+        self._before = contextlib.ExitStack()
 
     @contextlib.contextmanager
     def of(self, tools: Toolchain, capability: str) -> Iterator[None]:
@@ -245,7 +245,6 @@ class _Surroundings:
         with self._changed:
             self._changed.wait_for(lambda: self._builds == 0 or self._wanted == wanted)
             if self._builds == 0:
-                self._before = contextlib.ExitStack()
                 self._before.enter_context(_set(tools, capability))
                 self._wanted = wanted
             self._builds += 1
@@ -264,6 +263,7 @@ _surroundings = _Surroundings()
 
 @contextlib.contextmanager
 def _set(tools: Toolchain, capability: str) -> Iterator[None]:
+    """Sets them, and sets them back."""
     from torch.utils import cpp_extension
 
     changes = {
