@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from convsmith import planner, trial
+from convsmith.launch import compile_ahead
 from convsmith.planner import Candidate, Plan
 from convsmith.spec import ConvSpec, Direction, Pair
 
@@ -117,8 +118,11 @@ def plans_in_question(
 ) -> list[Plan]:
     """The plans one of which runs where choices are measured, with one candidate each."""
     predicted = planner.plan_for(spec, device, kernel)
-    contenders = _contenders(predicted, device, kernel)
-    return [replace(predicted, candidates=(candidate,)) for candidate in contenders]
+    return _apart(predicted, _contenders(predicted, device, kernel))
+
+
+def _apart(plan: Plan, candidates: list[Candidate]) -> list[Plan]:
+    return [replace(plan, candidates=(candidate,)) for candidate in candidates]
 
 
 def _contenders(predicted: Plan, device: torch.device, kernel: str | None) -> list[Candidate]:
@@ -146,6 +150,7 @@ def _measured_plan(predicted: Plan, device: torch.device, kernel: str | None) ->
     contenders = _contenders(predicted, device, kernel)
     if len(contenders) == 1:
         return predicted
+    compile_ahead(_apart(predicted, contenders), device)
     try:
         timed = trial.measured(predicted.spec, device, contenders)
     except torch.cuda.OutOfMemoryError:

@@ -19,7 +19,6 @@ from convsmith.launch import (
     DeviceLaunch,
     Launch,
     SimulatedLaunch,
-    compile_ahead,
     run_forward,
     run_input_gradient,
     run_weight_gradient,
@@ -257,8 +256,6 @@ def _make_launch(
         return None  # PyTorch says what is wrong, in its own words
     if 0 in (*spec.input_shape, *spec.weight_shape):
         return None  # nothing to compute: not a thing to insist on a kernel for
-    if choice.is_measured() and input.is_cuda and not choice.is_put_off():
-        compile_ahead(choice.plans_in_question(spec, input.device, requested), input.device)
     plan = choice.chosen_plan(spec, input.device, requested, simulate=simulate)
     if plan.kernel == TORCH:
         return None

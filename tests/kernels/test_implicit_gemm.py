@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -14,7 +13,6 @@ from torch import Tensor
 
 import convsmith
 from convsmith import execute
-from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import implicit_gemm, implicit_gemm_tiles
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.spec import Direction, Pair
@@ -83,26 +81,6 @@ def test_layers(case: Case, device: str, precision: str) -> None:
     assert errors(case, device) < LARGEST_ERROR[precision]
 
 
-@pytest.mark.parametrize("draw", [torch.rand, torch.randn], ids=["rand", "randn"])
-def test_long_sums_err_like_short_ones(
-    draw: Callable[..., Tensor], device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Not by what tensor cores truncate, nor by a rounding for every stage of weights.
-
-    cuDNN's error in the layers that it computes by FFT or Winograd is 0.9e-7 to 2e-7 in rms on
-    operands in [0, 1), and 2e-7 or more on normal ones. Sums that are rounded after each stage of
-    weights have 1.5e-7 on both.
-    """
-    monkeypatch.setattr(torch.backends.cudnn, "allow_tf32", False)
-    generator = torch.Generator().manual_seed(0)
-    x = draw(1, 176, 12, 18, generator=generator).to(device)
-    w = draw(8, 176, 3, 3, generator=generator).to(device)
-    exact = torch.conv2d(x.double(), w.double())
-    error = convsmith.conv2d(x, w).double() - exact
-    limit = 8e-8 if draw is torch.rand else 1.3e-7
-    assert error.square().mean().sqrt() / exact.square().mean().sqrt() < limit
-
-
 def gradient_error(case: Case, device: str) -> float:
     """The largest error of dx over its largest element."""
     x, w, _ = case.tensors(device)
@@ -126,15 +104,9 @@ def test_input_gradients(case: Case, device: str, precision: str) -> None:
 
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)], ids=str)
-def test_input_gradients_of_groups_err_too_much_in_the_float32_class(
-    stride: Pair, device: str, precision: str
-) -> None:
-    case = replace(CASES["groups"], stride=stride)
-    if precision == "tf32":
-        assert gradient_error(case, device) < LARGEST_ERROR["tf32"]
-        return
-    with pytest.raises(KernelUnavailableError, match="input gradients of groups err more"):
-        gradient_error(case, device)
+def test_input_gradients_of_groups(stride: Pair, device: str, precision: str) -> None:
+    case = replace(CASES["groups"], stride=stride, group_filters=50)
+    assert gradient_error(case, device) < LARGEST_ERROR[precision]
 
 
 FLAT_CASES = {

@@ -44,7 +44,7 @@ CASES = {
     ),
     "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
     "5x5": replace(ORDINARY, kernel_size=(5, 5), padding=(2, 2), group_channels=10),
-    "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
+    "groups": replace(ORDINARY, groups=3, group_channels=17, group_filters=10, size=(5, 8)),
     "cropped": replace(ORDINARY, layout="cropped", upstream_layout="cropped"),
     "expanded": replace(ORDINARY, layout="expanded", upstream_layout="expanded"),
     "few-channels": replace(ORDINARY, group_channels=3),

@@ -47,15 +47,15 @@ DEPTHWISE = (
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.TF32, 0),
-    ("kb55", Direction.FORWARD, Precision.FLOAT32, 164),  # copied by runs
-    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 60),  # short sums
-    ("kb50", Direction.FORWARD, Precision.TF32, 60),  # few channels
-    ("kb55", Direction.FORWARD, Precision.FLOAT16, 36),
-    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 64),  # copied by runs
-    ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 160),
-    ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 44),  # phases that share blocks
-    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 64),
-    ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 40),  # row phases apart
+    ("kb55", Direction.FORWARD, Precision.FLOAT32, 172),  # copied by runs
+    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 80),  # six products
+    ("kb50", Direction.FORWARD, Precision.TF32, 8),  # few channels
+    ("kb55", Direction.FORWARD, Precision.FLOAT16, 16),
+    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 76),  # copied by runs
+    ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 148),
+    ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 0),  # phases that share blocks
+    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 160),
+    ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 88),  # row phases apart
     ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 24),
     ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 374),
     ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 16),

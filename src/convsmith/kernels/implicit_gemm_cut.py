@@ -9,6 +9,7 @@ from convsmith.spec import Pair
 
 HALF = 128  # pixels
 ROWS_OF_BLOCK = 64  # filters of a warpgroup
+PARTS = {1: 1, 3: 2, 6: 3}  # of an operand, by the products that make one
 
 
 @dataclass(frozen=True)
@@ -167,9 +168,9 @@ class Configuration:
     workspace_bytes: int
 
     @property
-    def short_sums(self) -> bool:
-        """Whether the tensor cores' are of 16 terms, and some of them are added up apart."""
-        return self.products == 3 and self.shape.count == 1
+    def compensates(self) -> bool:
+        """Whether sums are of short ones, and what rounding loses of them is kept."""
+        return self.products > 1 and self.shape.count == 1
 
     @property
     def has_padded_runs(self) -> bool:

@@ -1,5 +1,5 @@
 // Patches on their way to shared memory: what a tile of outputs meets of S::kBlockChannels
-// channels, as 16-bit operands [high, low][channels / kVector][pixel][kVector].
+// channels, as 16-bit operands [part][channels / kVector][pixel][kVector].
 //
 // A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
 // copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
@@ -346,7 +346,9 @@ class PatchLoader {
         }
         if constexpr (S::kScales) {
             const unsigned bits = largest_of_all(magnitude_bits(largest));
+            if (channel == 0) least_scale_ = float_of_bits(kInfinityBits);
             if (!suits(bits)) take_over(tile, channel, to, bits);
+            if (bits != 0) least_scale_ = fminf(least_scale_, scale_);
             if (thread_ == 0) head_.scales[patch_.stage] = scale_;
         }
         fill_up(to, channel);
@@ -354,6 +356,9 @@ class PatchLoader {
         ptx::mbarrier_arrive(head_.patch_full + patch_.stage);
         patch_.advance(static_cast<int>(problem_.patch_stages));
     }
+
+    // From a part of a patch to the next one.
+    __device__ __forceinline__ int part_vectors() const { return S::kVectors * pixels_; }
 
     // Vectors for each pixel of a patch of the channels from `channel` on, but for those of zeros.
     __device__ __forceinline__ int vectors_of(int channel) const {
@@ -370,8 +375,8 @@ class PatchLoader {
 #pragma unroll 1
         for (int i = vectors_of(channel) * pixels_ + thread_; i < S::kVectors * pixels_;
              i += kThreads) {
-            to[i] = zeros;
-            if constexpr (S::kParts == 2) to[i + S::kVectors * pixels_] = zeros;
+#pragma unroll
+            for (int part = 0; part < S::kParts; ++part) to[i + part * part_vectors()] = zeros;
         }
     }
 
@@ -394,8 +399,8 @@ class PatchLoader {
         float largest = 0;
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
-            convert(values[i], to, vector + i * kThreads);
             if constexpr (S::kScales) largest = larger(largest, largest_of(values[i]));
+            convert(values[i], to, vector + i * kThreads);
         }
         return largest;
     }
@@ -416,19 +421,17 @@ class PatchLoader {
     __device__ __forceinline__ void convert(const T (&values)[kVector],
                                             Vector<Operand, kVector>* to, int vector) const {
         if (vector >= S::kVectors * pixels_) return;
-        Vector<Operand, kVector> high, low;
+        if constexpr (S::kScales) {
+            float scaled[kVector];
 #pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-            if constexpr (!S::kScales) {
-                high.values[c] = values[c];
-            } else if constexpr (S::kParts == 2) {
-                split(scale_ * values[c], high.values[c], low.values[c]);
-            } else {
-                high.values[c] = Element<Operand>::narrow(scale_ * values[c]);
-            }
+            for (int c = 0; c < kVector; ++c) scaled[c] = scale_ * values[c];
+            write_parts<S::kParts, true>(scaled, to + vector, part_vectors());
+        } else {
+            Vector<Operand, kVector> operands;
+#pragma unroll
+            for (int c = 0; c < kVector; ++c) operands.values[c] = values[c];
+            to[vector] = operands;
         }
-        to[vector] = high;
-        if constexpr (S::kParts == 2) to[vector + S::kVectors * pixels_] = low;
     }
 
     // Writes a patch anew, with a scale that suits it.
@@ -448,7 +451,7 @@ class PatchLoader {
             if (S::kPiece == 1 && suits(largest))
                 return;  // else zeros may have met what is not finite
         }
-        if (!suits(largest)) scale_ = scale_for(largest);
+        if (!suits(largest)) scale_ = fminf(scale_for(largest), kMostRise * least_scale_);
         visit(tile, channel,
               [&](const T(&values)[kVector], int vector) { convert(values, to, vector); });
     }
@@ -502,6 +505,7 @@ class PatchLoader {
     unsigned char* patches_;
     int thread_, pixels_, turn_ = 0;
     float scale_ = 1024;  // suits the most usual magnitudes
+    float least_scale_;   // of the patches of a tile so far, but those of zeros
     Ring patch_;
     // Of each pixel, in shared memory: steps to it in rows and columns, in 16 bits each. Two tables
     // of places follow, and columns.

@@ -2,7 +2,8 @@
 // pixels of a patch, or two halves of as many each, tap after tap.
 #pragma once
 
-#include "implicit_gemm_phases.cuh"
+#include "compensated.cuh"
+#include "implicit_gemm_pack.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -52,27 +53,24 @@ class Multiplier {
                     add_patch(taps);
                     next = --blocks > 0 ? next_scale() : 1.0f;
                 } while (blocks > 0 && next == scale);
-                multiply_sums(next / scale);
+                // What would be scaled up by more is still zero.
+                multiply_sums(blocks > 0 ? fminf(next / scale, kMostRise) : 1 / scale);
                 if (blocks == 0) break;
                 scale = next;
             }
+        } else if constexpr (S::kCompensates) {
+            float lost[kValues] = {};
+#pragma unroll 1
+            for (; blocks > 0; --blocks) add_patch_compensated(taps, 1 / next_scale(), lost);
         } else {
 #pragma unroll 1
-            for (; blocks > 0; --blocks) {
-                const float unscale = 1 / next_scale();
-                if constexpr (S::kShortSums) {
-                    add_patch_of_short_sums(taps, unscale);
-                } else {
-                    add_patch_in_parts(taps, unscale);
-                }
-            }
+            for (; blocks > 0; --blocks) add_patch_in_parts(taps, 1 / next_scale());
         }
     }
 
   private:
-    // Of split operands: 16 channels of a tap are a term.
+    // Of split operands: 16 channels of a tap are a term here.
     static constexpr int kStageTerms = S::kStageTaps * S::kSteps;
-    static constexpr int kTapsApart = 4 / S::kSteps * S::kStageTaps;  // of up to 16 terms
 
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll
@@ -142,7 +140,8 @@ class Multiplier {
 #pragma unroll
             for (int half = 0; half < S::kHalves; ++half) {
                 float products[kValues];
-                multiply_parts<kStageTerms>(products, a, tap, half, 0);
+                begin_products<kStageTerms>(products, a, tap, half, 0);
+                ptx::wgmma_wait_group<0>();
 #pragma unroll
                 for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
             }
@@ -152,62 +151,54 @@ class Multiplier {
         release_patch();
     }
 
-    // The same with short sums: the tensor cores' are as short as can be, for truncation is a bias
-    // that grows with them, and some of them are added up apart, for what a rounding loses is a
-    // share of what it rounds.
-    __device__ __forceinline__ void add_patch_of_short_sums(const Taps& taps, float unscale) {
-        float apart[kValues] = {};
-        const int end = taps.first + taps.count;
+    // The same with sums that err least: the tensor cores' are as short as can be, for truncation
+    // is a bias that grows with them, and what is lost when those of a stage are added is kept.
+    __device__ __forceinline__ void add_patch_compensated(const Taps& taps, float unscale,
+                                                          float (&lost)[kValues]) {
 #pragma unroll 1
-        for (int tap = taps.first; tap < end;) {
+        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
             for (int term = 0; term < kStageTerms; ++term) {
                 float products[kValues];
-                multiply_parts<1>(products, a, tap, 0, term);
+                begin_products<1>(products, a, tap, 0, term);
+                ptx::wgmma_wait_group<0>();
                 if (term == kStageTerms - 1) release_weights(weight_.stage);
 #pragma unroll
-                for (int i = 0; i < kValues; ++i) apart[i] += products[i];
+                for (int i = 0; i < kValues; ++i) lost[i] += unscale * products[i];
             }
             weight_.advance(static_cast<int>(problem_.weight_stages));
-            tap += S::kStageTaps;
-            if (tap == end || (tap - taps.first) % kTapsApart == 0) {
 #pragma unroll
-                for (int i = 0; i < kValues; ++i) {
-                    sums[0][i] += unscale * apart[i];
-                    apart[i] = 0;
-                }
-            }
+            for (int i = 0; i < kValues; ++i) add_compensated(sums[0][i], lost[i]);
         }
         release_patch();
     }
 
-    // The products of kTerms terms of a stage of weights, from `first` on, summed up by the tensor
-    // cores: the low parts' ones first, which are small.
+    // Begins the products of kTerms terms of a stage of weights, from `first` on, which the tensor
+    // cores sum up: those of parts, i of one operand and j of the other, by i + j, the small ones
+    // first.
     template <int kTerms>
-    __device__ __forceinline__ void multiply_parts(float (&products)[kValues], std::uint64_t a,
+    __device__ __forceinline__ void begin_products(float (&products)[kValues], std::uint64_t a,
                                                    int first_tap, int half, int first) const {
         ptx::wgmma_fence();
 #pragma unroll
-        for (int is_high = 0; is_high < 2; ++is_high) {
+        for (int order = S::kParts - 1; order >= 0; --order) {
 #pragma unroll
             for (int i = first; i < first + kTerms; ++i) {
                 const int t = i / S::kSteps, step = i % S::kSteps;
                 const int shift = head_.tap_shifts[first_tap + t];
-                const auto high = ptx::moved(a, t * kTapVectors + filters_at(step));
+                const auto of_tap = ptx::moved(a, t * kTapVectors + filters_at(step));
                 const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
-                if (is_high == 1) {
-                    ptx::wgmma<Operand, kHalf>(products, high, b, true);
-                } else {
-                    const auto low = ptx::moved(high, filters_at(S::kSteps));
-                    const auto low_b = ptx::moved(b, pixels_at(S::kSteps));
-                    ptx::wgmma<Operand, kHalf>(products, high, low_b, i > first);
-                    ptx::wgmma<Operand, kHalf>(products, low, b, true);
+#pragma unroll
+                for (int part = 0; part <= order; ++part) {
+                    const bool is_first = order == S::kParts - 1 && i == first && part == 0;
+                    ptx::wgmma<Operand, kHalf>(
+                        products, ptx::moved(of_tap, filters_at(part * S::kSteps)),
+                        ptx::moved(b, pixels_at((order - part) * S::kSteps)), !is_first);
                 }
             }
         }
         ptx::wgmma_commit_group();
-        ptx::wgmma_wait_group<0>();
     }
 
     __device__ __forceinline__ void release_patch() {
@@ -217,8 +208,8 @@ class Multiplier {
 
     static constexpr int kTapVectors = S::kTapBytes / 16;
 
-    // From an operand's start to the channels of a later wgmma, in 16 bytes; the low parts follow
-    // the last high ones.
+    // From an operand's start to the channels of a later wgmma, in 16 bytes; a part's follow the
+    // last ones of the part before it.
     static __device__ __forceinline__ constexpr int filters_at(int step) {
         return step * (ptx::kWgmmaTerms / kVector) * kRowsOfBlock;
     }

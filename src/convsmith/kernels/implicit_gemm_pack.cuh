@@ -1,6 +1,6 @@
 // Weights as the tensor cores read them: 16-bit, scaled for each filter, in blocks of kRowsOfBlock
 // filters and S::kBlockChannels channels,
-//   [group][filter block][channel block][tap][high, low][channels / kVector][filter][kVector]
+//   [group][filter block][channel block][tap][part][channels / kVector][filter][kVector]
 // with zeros where filters or channels are missing, followed by what undoes each filter's scale.
 #pragma once
 
@@ -25,6 +25,9 @@ __device__ __forceinline__ float scale_for(unsigned largest) {
 #endif
 }
 
+// Scales of a tile's patches rise by so much at most, or its sums would not be finite any more.
+inline constexpr float kMostRise = 0x1p64f;
+
 // Magnitude as an integer that orders like it.
 __device__ __forceinline__ unsigned magnitude_bits(float value) {
 #ifdef CONVSMITH_SIMULATOR
@@ -36,13 +39,27 @@ __device__ __forceinline__ unsigned magnitude_bits(float value) {
 
 inline constexpr unsigned kInfinityBits = 0x7f800000u;
 
-// High and low parts of a scaled value. What is not finite is all in the low part, which meets the
-// other operand's high part alone: its low part may have the other sign.
-template <typename Operand>
-__device__ __forceinline__ void split(float value, Operand& high, Operand& low) {
-    constexpr float kInfinity = __builtin_huge_valf();
-    high = Element<Operand>::narrow(fabsf(value) < kInfinity ? value : 0.0f);
-    low = Element<Operand>::narrow(value - Element<Operand>::widen(high));
+// Writes the kParts parts of scaled values, `step` vectors apart, each rounded from what those
+// before it leave. What is not finite is all in the last part, which meets the other operand's
+// first part alone, for others may have the other sign; unless this is not careful, and infinity
+// becomes NaN.
+template <int kParts, bool kIsCareful, typename Operand>
+__device__ __forceinline__ void write_parts(float (&values)[kVector], Vector<Operand, kVector>* to,
+                                            int step) {
+    Vector<Operand, kVector> rounded;
+#pragma unroll
+    for (int part = 0; part < kParts - 1; ++part) {
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
+            const bool is_split = !kIsCareful || magnitude_bits(values[c]) < kInfinityBits;
+            rounded.values[c] = Element<Operand>::narrow(is_split ? values[c] : 0.0f);
+            values[c] -= Element<Operand>::widen(rounded.values[c]);
+        }
+        to[part * step] = rounded;
+    }
+#pragma unroll
+    for (int c = 0; c < kVector; ++c) rounded.values[c] = Element<Operand>::narrow(values[c]);
+    to[(kParts - 1) * step] = rounded;
 }
 
 inline constexpr int kPackThreads = 128;
@@ -195,23 +212,17 @@ __global__ void __launch_bounds__(kPackThreads)
         const int halvings = tap == 0 ? filling : tap < taps ? 0 : tap - taps + 1;
         const float factor = scale / static_cast<float>(1 << halvings);
         const int place = shared.places[tap < taps ? tap : 0];
-        Vector<Operand, kVector> high, low;
+        float values[kVector];
 #pragma unroll
         for (int c = 0; c < kVector; ++c) {
-            const float value = factor * filter.weight_at(vector * kVector + c, place);
-            if constexpr (S::kParts == 2) {
-                split(value, high.values[c], low.values[c]);
-            } else {
-                high.values[c] = Element<Operand>::narrow(value);
-            }
+            values[c] = factor * filter.weight_at(vector * kVector + c, place);
         }
         const std::int64_t stage =
             first_stage + std::int64_t{vector / kVectors} * S::padded_taps(problem) + tap;
         auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
             packed + stage * S::kParts * kPart +
             (vector % kVectors * kRowsOfBlock + in_block) * kVector);
-        to[0] = high;
-        if constexpr (S::kParts == 2) to[kPart / kVector] = low;
+        write_parts<S::kParts, true>(values, to, kPart / kVector);
     }
 }
 

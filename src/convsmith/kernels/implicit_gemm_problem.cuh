@@ -85,10 +85,10 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 }
 
 // What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
-// make one: 1, or 3 of split operands. Warpgroups share the pixels of a tile and have filters of
-// their own (kSplitsFilters), or the other way round. The outputs of filters may interleave,
-// kTogether of them as neighbours: they are phases of the input gradient of a stride. Aligned long
-// rows are copied by runs of 16 bytes (kCopiesRuns).
+// make one: 1, or of operands split into two parts 3, into three parts 6. Warpgroups share the
+// pixels of a tile and have filters of their own (kSplitsFilters), or the other way round. The
+// outputs of filters may interleave, kTogether of them as neighbours: they are phases of the input
+// gradient of a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns).
 template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
           int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, bool kIsFlat_, int kTogether_,
           bool kCopiesRuns_>
@@ -97,7 +97,7 @@ struct Convolution {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
     static constexpr int kProducts = kProducts_;
-    static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
+    static constexpr int kParts = kProducts == 6 ? 3 : kProducts == 3 ? 2 : 1;  // of an operand
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr bool kSplitsFilters = kSplitsFilters_;
     static constexpr bool kUnfolds = kUnfolds_;
@@ -118,14 +118,15 @@ struct Convolution {
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
     // not added yet where there are several products. A single half leaves room for as many that
-    // are added up apart, so that the tensor cores' sums are short.
+    // rounding would lose.
     static constexpr int kHalves = kHalves_;
     static constexpr bool kIsFlat = kIsFlat_;
-    static constexpr bool kShortSums = kHalves == 1 && kProducts == 3;
+    static constexpr bool kCompensates = kHalves == 1 && kProducts > 1;
+    static_assert(kCompensates || kProducts < 6);
     static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
-    static constexpr int kConsumerRegisters = kProducts == 3 ? 216 : kSplitsFilters ? 184 : 176;
-    static constexpr int kLoaderRegisters = kProducts == 3 || kSplitsFilters ? 72 : 80;
+    static constexpr int kConsumerRegisters = kProducts > 1 ? 216 : kSplitsFilters ? 184 : 176;
+    static constexpr int kLoaderRegisters = kProducts > 1 || kSplitsFilters ? 72 : 80;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
     static constexpr int kLoadingThreads = 32 * kLoadingWarps;
 

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK, Rings
+from convsmith.kernels.implicit_gemm_cut import HALF, PARTS, ROWS_OF_BLOCK, Rings
 from convsmith.kernels.implicit_gemm_phases import MOST_APART
 
 VECTOR = 8  # channels
 WGMMA_TERMS = 16
 MOST_STAGES = 32
-LOADING_THREADS = {1: 224, 3: 96}  # by the number of products
+LOADING_THREADS = {1: 224, 3: 96, 6: 96}  # by the number of products
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
@@ -50,8 +50,8 @@ class BlockUse:
 
     @property
     def parts(self) -> int:
-        """Of an operand: high, and low."""
-        return 2 if self.products == 3 else 1
+        """Of an operand."""
+        return PARTS[self.products]
 
     @property
     def group_bytes(self) -> int:

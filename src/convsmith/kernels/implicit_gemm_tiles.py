@@ -22,8 +22,16 @@ from convsmith.spec import ConvSpec, Direction, Pair, Precision
 MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
-LONG_SUM = {Direction.FORWARD: 1536, Direction.GRAD_INPUT: 288}  # terms
-SMALL_PLANE = 32  # rows and columns
+# Where cuDNN errs little in the float32 class, and where it does not, as measured.
+FEW_TERMS = 64  # of a forward of one tap
+FEW_TERMS_OF_TAPS = 100  # of a forward of several
+LONG_SUM = 1536  # terms of a forward
+WINOGRAD_PLANE = 32  # rows and columns of a forward's output, at most
+WINOGRAD_TERMS = 512  # of a forward, at least
+PLAIN_PLANE = 65  # rows and columns of an input gradient, at least
+PLAIN_TERMS = 256  # of an input gradient, at least
+MANY_TERMS = 3000  # of an input gradient
+SHORT_SUM = 512  # terms
 MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
 
@@ -49,7 +57,7 @@ def fitting_tilings(
 ) -> list[Configuration]:
     """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
     sums = sums_of(forward, spec)
-    shapes = SINGLE_SHAPES if sums.short else (*SINGLE_SHAPES, *DOUBLE_SHAPES)
+    shapes = SINGLE_SHAPES if sums.compensates else (*SINGLE_SHAPES, *DOUBLE_SHAPES)
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     splits = (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,)
     fitting = []
@@ -67,34 +75,69 @@ class Sums:
 
     Args:
         products: of 16-bit operands that make one.
-        short: the tensor cores' are of 16 terms, and some of them are added up apart.
-        most_stage_taps: that the tensor cores sum up, for they truncate.
+        compensates: the tensor cores sum up 16 terms, and what is lost when a stage's sums are
+            added is kept. Else, of three products, they sum up a stage.
+        most_stage_taps: of a stage.
     """
 
     products: int
-    short: bool
+    compensates: bool
     most_stage_taps: int
 
 
 def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
-    """How ``forward``, which computes ``spec``, is summed."""
+    """How ``forward``, which computes ``spec``, is summed, to err no more than cuDNN does.
+
+    In the float32 class that depends on how much this is: on which algorithm it takes.
+    """
     if spec.precision is not Precision.FLOAT32:
         return Sums(1, False, MOST_STAGE_TAPS)
-    if needs_short_sums(forward, spec):
-        return Sums(3, True, MOST_STAGE_TAPS)
-    return Sums(3, False, 3)
+    if cudnn_errs_least(forward, spec):
+        return Sums(6, True, 1 if forward.terms < SHORT_SUM else MOST_STAGE_TAPS)
+    if cudnn_errs_most(forward, spec):
+        return Sums(3, False, 3)
+    return Sums(3, True, MOST_STAGE_TAPS)
 
 
-def needs_short_sums(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether sums of the float32 class err more than cuDNN's unless they are of few terms.
+def cudnn_errs_least(forward: Forward, spec: ConvSpec) -> bool:
+    """Whether cuDNN's largest error is little more than a rounding of the largest result.
 
-    They do where cuDNN takes an algorithm with short sums, Winograd or FFT, as measured: in
-    forwards of small planes, and in input gradients.
+    Then operands need all of their bits. It is so where sums are of few terms, and where cuDNN
+    takes Winograd's, FFT's or other algorithms with short sums.
     """
-    is_long = forward.terms >= LONG_SUM[spec.direction]
-    return is_long and (
-        spec.direction is Direction.GRAD_INPUT or max(forward.out_size) <= SMALL_PLANE
+    if spec.direction is Direction.FORWARD:
+        few = FEW_TERMS if forward.kernel == (1, 1) else FEW_TERMS_OF_TAPS
+        return forward.terms < few or takes_winograd(forward, spec)
+    is_long = forward.phases is None and forward.terms >= MANY_TERMS
+    is_dilated = spec.stride == (1, 1) and spec.dilation != (1, 1)
+    return not (is_long or is_dilated or forward.kernel == (1, 1) or is_plain(forward, spec))
+
+
+def cudnn_errs_most(forward: Forward, spec: ConvSpec) -> bool:
+    """Whether cuDNN adds up a long sum's terms one by one."""
+    if spec.direction is Direction.FORWARD:
+        return forward.terms < LONG_SUM or max(forward.out_size) > WINOGRAD_PLANE
+    return is_plain(forward, spec)
+
+
+def takes_winograd(forward: Forward, spec: ConvSpec) -> bool:
+    """Whether cuDNN does for ``forward``, or takes another such algorithm."""
+    return (
+        spec.groups == 1
+        and forward.stride == (1, 1)
+        and min(forward.kernel) > 1
+        and max(forward.out_size) <= WINOGRAD_PLANE
+        and forward.terms >= WINOGRAD_TERMS
     )
+
+
+def is_plain(forward: Forward, spec: ConvSpec) -> bool:
+    """Whether cuDNN computes an input gradient as a matrix product, with long sums."""
+    if forward.terms < PLAIN_TERMS or spec.groups > 1 or forward.phases is not None:
+        return False
+    is_large = min(forward.out_size) >= PLAIN_PLANE and forward.filters >= forward.channels
+    is_large = is_large and forward.kernel == (3, 3) and spec.dilation == (1, 1)
+    return forward.kernel == (1, 1) or is_large
 
 
 def attempt(

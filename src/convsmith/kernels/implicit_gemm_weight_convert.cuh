@@ -55,39 +55,30 @@ __device__ __forceinline__ void write_operands(const typename S::Value (&values)
                                                float factor,
                                                Vector<typename S::Operand, kVector>* to, int low,
                                                float* largest) {
-    using Operand = typename S::Operand;
-    Vector<Operand, kVector> high, rest;
+    if constexpr (S::kScales) {
+        float scaled[kVector];
 #pragma unroll
-    for (int c = 0; c < kVector; ++c) {
-        if constexpr (!S::kScales) {
-            high.values[c] = values[c];
-        } else {
-            const float value = factor * values[c];
-            if constexpr (S::kParts == 2 && kIsCareful) {
-                split(value, high.values[c], rest.values[c]);
-            } else {
-                high.values[c] = Element<Operand>::narrow(value);
-                if constexpr (S::kParts == 2) {
-                    rest.values[c] =
-                        Element<Operand>::narrow(value - Element<Operand>::widen(high.values[c]));
-                }
+        for (int c = 0; c < kVector; ++c) scaled[c] = factor * values[c];
+        write_parts<S::kParts, kIsCareful>(scaled, to, low);
+        if constexpr (!kIsCareful) {
+            float pairs[kVector / 2];
+#pragma unroll
+            for (int c = 0; c < kVector; c += 2) {
+                pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
             }
+            *largest =
+                ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
+                                ptx::max_or_nan(pairs[2], pairs[3]));
         }
-    }
-    if constexpr (S::kScales && !kIsCareful) {
-        float pairs[kVector / 2];
+    } else {
+        Vector<typename S::Operand, kVector> operands;
 #pragma unroll
-        for (int c = 0; c < kVector; c += 2) {
-            pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
+        for (int c = 0; c < kVector; ++c) operands.values[c] = values[c];
+        if constexpr (!kIsCareful) {
+            if (has_special(operands)) *largest = __builtin_huge_valf();
         }
-        *largest = ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
-                                   ptx::max_or_nan(pairs[2], pairs[3]));
+        to[0] = operands;
     }
-    if constexpr (!S::kScales && !kIsCareful) {
-        if (has_special(high)) *largest = __builtin_huge_valf();
-    }
-    to[0] = high;
-    if constexpr (S::kParts == 2) to[low] = rest;
 }
 
 }  // namespace convsmith::implicit_gemm
