@@ -25,15 +25,8 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 
 # What the record of the H100 is not right in. The next record has to do without each.
 #
-# All are float32. Choices are measured by time alone, so that kernels run that are faster than
-# cuDNN's and err a little more than the algorithm of cuDNN's that they are compared with.
-#
-# - On operands of a wide range the largest error, of results that are one product or two, is up to
-#   1.8 times what is allowed in input gradients, and 1.05 and 1.12 times in two forwards: operands
-#   have 22 bits, of cuDNN's 24.
-# - Input gradients of few terms, strided ones above all, on operands in [0, 1): in rms 1.01 to 1.44
-#   times what is allowed.
-# - Two forwards of one tap and few channels, in rms 1.15 and 1.36 times.
+# A largest error is of one element, and chance. Where results are one product or two, cuDNN's own is
+# little more than a rounding.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": {
         "dense c_b8_c1024k1024_14_k3_g32 grad_input float32 nchw: "
