@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from convsmith.bench.record import IDENTITY, Record, load, merge, merge_all, save
+from convsmith.bench.record import IDENTITY, Record, enter, load, merge, merge_all, save
 from convsmith.bench.validate import faults
 from convsmith.errors import ConvSmithError
 
@@ -123,6 +123,25 @@ def test_merging_is_associative(record: Record) -> None:
     assert merge(merge(first, second), third) == merge(first, merge(second, third))
     assert merge_all([first, second, third]) == merge(merge(first, second), third)
     assert merge_all([]) is None
+
+
+def test_what_was_wrong_before_is_kept(record: Record) -> None:
+    """A row that is measured until it is right has been wrong."""
+    first, second = copy.deepcopy(record), copy.deepcopy(record)
+    second["runs"] = [{**second["runs"][0], "started": "2026-03-01T12:00:00+00:00", "seed": 2}]
+    first["rows"][0]["fault"] = "largest"
+    third = merge(first, second)
+    assert third["rows"][0]["earlier_faults"] == ["largest"]
+    assert "fault" not in third["rows"][0]
+    assert all("earlier_faults" not in row for row in third["rows"][1:])
+    assert merge(third, second)["rows"] == merge(first, third)["rows"] == third["rows"]
+    again = copy.deepcopy(record["rows"][0])
+    enter(third, again)
+    assert again["earlier_faults"] == ["largest"]
+    third["rows"][0]["fault"] = "rms"
+    last = copy.deepcopy(record["rows"][0])
+    enter(third, last)
+    assert last["earlier_faults"] == ["largest", "rms"]
 
 
 @pytest.mark.parametrize("name", IDENTITY, ids="another {}".format)

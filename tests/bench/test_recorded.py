@@ -25,8 +25,8 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 
 # What the record of the H100 is not right in. The next record has to do without each.
 #
-# A largest error is of one element, and chance. Where results are one product or two, cuDNN's own is
-# little more than a rounding.
+# A largest error is of one element, and chance. Where results are one product or two, cuDNN's own
+# is little more than a rounding.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": {
         "dense c_b8_c1024k1024_14_k3_g32 grad_input float32 nchw: "
@@ -40,3 +40,12 @@ def test_the_record_is_complete_and_right(path: Path) -> None:
     found = faults(record.load(path))
     assert len(found) == len(set(found))
     assert set(found) == KNOWN_FAULTS.get(path.stem, set())
+
+
+@pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
+def test_what_was_wrong_before_was_so_by_chance(path: Path) -> None:
+    """Errors in rms are no chance: a row that has been wrong in them is not to be right later."""
+    rows = record.load(path)["rows"]
+    before = [fault for row in rows for fault in row.get("earlier_faults", ())]
+    assert all("largest error" in fault for fault in before)
+    assert len(before) < 0.03 * len(rows)

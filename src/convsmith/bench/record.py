@@ -45,6 +45,7 @@ class _Times(TypedDict, total=False):
     extra_bytes: int
     torch_extra_bytes: int
     fault: str
+    earlier_faults: list[str]
 
 
 class Row(_Times, ErrorFields):
@@ -107,13 +108,24 @@ def enter(record: Record, row: Row) -> None:
     """Add a row that the record's last run measured, in place of an earlier one of its key."""
     row["run"] = len(record["runs"]) - 1
     rows = {key_of(one): one for one in record["rows"]}
+    if key_of(row) in rows:
+        _remember_faults(row, rows[key_of(row)])
     rows[key_of(row)] = row
     record["rows"] = list(rows.values())
 
 
+def _remember_faults(row: Row, before: Row) -> None:
+    """Keep in ``row`` what was wrong when it was measured before: it may be right by chance."""
+    faults = [*before.get("earlier_faults", ()), *row.get("earlier_faults", ())]
+    if "fault" in before and before["fault"] != row.get("fault"):
+        faults.append(before["fault"])
+    if faults:
+        row["earlier_faults"] = list(dict.fromkeys(faults))
+
+
 def merge(earlier: Record, later: Record) -> Record:
     """One record of both; where both have a row, the one of the run that was begun last counts,
-    and of other evidence the later record's.
+    with what was wrong before, and of other evidence the later record's.
 
     Raises:
         ConvSmithError: they are of different GPUs, software or kernels.
@@ -133,6 +145,8 @@ def merge(earlier: Record, later: Record) -> Record:
         if known is None or _begun(earlier, known) <= _begun(later, row):
             moved = row.copy()
             moved["run"] = runs.index(later["runs"][row["run"]])
+            if known is not None:
+                _remember_faults(moved, known)
             rows[key_of(row)] = moved
     merged: Record = {**earlier, **later}
     merged["runs"] = runs
