@@ -105,7 +105,9 @@ def test_input_gradients(case: Case, device: str, precision: str) -> None:
 
 @pytest.mark.parametrize("stride", [(1, 1), (2, 3)], ids=str)
 def test_input_gradients_of_groups(stride: Pair, device: str, precision: str) -> None:
-    case = replace(CASES["groups"], stride=stride, group_filters=50)
+    case = replace(CASES["groups"], stride=stride)
+    if precision == "float32":  # in which sums of fewer terms err too much
+        case = replace(case, group_filters=50)
     assert gradient_error(case, device) < LARGEST_ERROR[precision]
 
 

@@ -21,6 +21,7 @@ from convsmith.spec import Direction
 FAMILY = "implicit_gemm"
 POINTWISE = replace(PLAIN, kernel_size=(1, 1), padding=(0, 0), has_bias=False)
 SQUARE = replace(PLAIN, kernel_size=(3, 3), padding=(1, 1), has_bias=False)
+SMALL_GROUPS = replace(PLAIN, groups=3, group_channels=9, group_filters=9, kernel_size=(2, 2))
 
 # What is summed with all bits of the operands, and with 22 of them.
 EXACT = {
@@ -48,7 +49,7 @@ COMPENSATED = {
 
 
 def drawn(case: Case, direction: Direction, values: Distribution) -> tuple[Tensor, Tensor, Tensor]:
-    """x, w and dy; a seed of its own for each, so that a failure is the same again."""
+    """x, w and dy, the same ones each time."""
     spec = case.specs()[direction]
     torch.manual_seed(1)
     cpu = torch.device("cpu")
@@ -68,9 +69,13 @@ def errors(
     else:
         ours = execute.input_gradient(dy, w, x, *case.geometry)
         exact = torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), *case.geometry)
-    error = ours.double() - exact
-    rms = error.square().mean().sqrt() / exact.square().mean().sqrt()
-    return float(rms), float(error.abs().max() / exact.abs().max())
+    rms = (ours.double() - exact).square().mean().sqrt() / exact.square().mean().sqrt()
+    return float(rms), largest_error(ours, exact)
+
+
+def largest_error(ours: Tensor, exact: Tensor) -> float:
+    """Over the largest result."""
+    return float((ours.double() - exact).abs().max() / exact.abs().max())
 
 
 @pytest.fixture
@@ -127,8 +132,7 @@ def test_what_a_float32_convolution_is_summed_like() -> None:
 def test_gradients_of_small_groups_err_too_much_in_the_float32_class(
     direction: Direction, precision: str
 ) -> None:
-    case = replace(PLAIN, groups=3, group_channels=9, group_filters=9, kernel_size=(2, 2))
-    obstacle = implicit_gemm.obstacle(case.specs()[direction])
+    obstacle = implicit_gemm.obstacle(SMALL_GROUPS.specs()[direction])
     if precision == "tf32":
         assert obstacle is None
     else:
@@ -138,11 +142,11 @@ def test_gradients_of_small_groups_err_too_much_in_the_float32_class(
 
 @pytest.mark.usefixtures("_float32_class")
 def test_an_input_gradient_of_small_groups_names_why_it_cannot_be_had(device: str) -> None:
-    case = replace(PLAIN, groups=3, group_channels=9, group_filters=9, kernel_size=(2, 2))
-    x, w, _ = case.tensors(device)
-    dy = case.upstream(torch.conv2d(x, w, None, *case.geometry))
+    geometry = SMALL_GROUPS.geometry
+    x, w, _ = SMALL_GROUPS.tensors(device)
+    dy = SMALL_GROUPS.upstream(torch.conv2d(x, w, None, *geometry))
     with pytest.raises(KernelUnavailableError, match="gradients of small groups err more"):
-        execute.input_gradient(dy, w, x, *case.geometry)
+        execute.input_gradient(dy, w, x, *geometry)
 
 
 @pytest.mark.parametrize("ratio", [1e-35, 1e-20, 1e20, 1e35], ids=str)
@@ -154,7 +158,7 @@ def test_channels_of_magnitudes_far_apart(ratio: float, device: str, precision: 
     x[:, 16:] /= ratio**0.5
     y = convsmith.conv2d(x, w, None, *case.geometry)
     exact = torch.conv2d(x.double(), w.double(), None, *case.geometry)
-    assert (y.double() - exact).abs().max() / exact.abs().max() < LARGEST_ERROR[precision]
+    assert largest_error(y, exact) < LARGEST_ERROR[precision]
 
 
 def test_a_small_image_after_a_large_one(device: str, precision: str) -> None:
@@ -167,6 +171,5 @@ def test_a_small_image_after_a_large_one(device: str, precision: str) -> None:
     y = convsmith.conv2d(x, w, None, *case.geometry)
     exact = torch.conv2d(x.double(), w.double(), None, *case.geometry)
     beyond = slice(40, None)  # the rows that share a tile with the first image, and its scale
-    error = (y[1, :, beyond].double() - exact[1, :, beyond]).abs().max()
-    assert error / exact[1, :, beyond].abs().max() < LARGEST_ERROR[precision]
-    assert (y[0].double() - exact[0]).abs().max() / exact[0].abs().max() < LARGEST_ERROR[precision]
+    assert largest_error(y[1, :, beyond], exact[1, :, beyond]) < LARGEST_ERROR[precision]
+    assert largest_error(y[0], exact[0]) < LARGEST_ERROR[precision]

@@ -44,7 +44,7 @@ CASES = {
     ),
     "5x2": replace(ORDINARY, kernel_size=(5, 2), padding=(4, 0)),
     "5x5": replace(ORDINARY, kernel_size=(5, 5), padding=(2, 2), group_channels=10),
-    "groups": replace(ORDINARY, groups=3, group_channels=17, group_filters=10, size=(5, 8)),
+    "groups": replace(ORDINARY, groups=3, group_channels=9, group_filters=10, size=(5, 8)),
     "cropped": replace(ORDINARY, layout="cropped", upstream_layout="cropped"),
     "expanded": replace(ORDINARY, layout="expanded", upstream_layout="expanded"),
     "few-channels": replace(ORDINARY, group_channels=3),
@@ -117,6 +117,8 @@ def error(case: Case, device: str, factors: tuple[float, float] = (1, 1)) -> flo
 
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 def test_layers(case: Case, device: str, precision: str) -> None:
+    if case.groups > 1 and precision == "float32":  # in which smaller groups err too much
+        case = replace(case, group_channels=17)
     assert error(case, device) < LARGEST_ERROR[precision]
 
 

@@ -108,14 +108,15 @@ def enter(record: Record, row: Row) -> None:
     """Add a row that the record's last run measured, in place of an earlier one of its key."""
     row["run"] = len(record["runs"]) - 1
     rows = {key_of(one): one for one in record["rows"]}
-    if key_of(row) in rows:
-        _remember_faults(row, rows[key_of(row)])
+    _remember_faults(row, rows.get(key_of(row)))
     rows[key_of(row)] = row
     record["rows"] = list(rows.values())
 
 
-def _remember_faults(row: Row, before: Row) -> None:
+def _remember_faults(row: Row, before: Row | None) -> None:
     """Keep in ``row`` what was wrong when it was measured before: it may be right by chance."""
+    if before is None:
+        return
     faults = [*before.get("earlier_faults", ()), *row.get("earlier_faults", ())]
     if "fault" in before and before["fault"] != row.get("fault"):
         faults.append(before["fault"])
@@ -145,8 +146,7 @@ def merge(earlier: Record, later: Record) -> Record:
         if known is None or _begun(earlier, known) <= _begun(later, row):
             moved = row.copy()
             moved["run"] = runs.index(later["runs"][row["run"]])
-            if known is not None:
-                _remember_faults(moved, known)
+            _remember_faults(moved, known)
             rows[key_of(row)] = moved
     merged: Record = {**earlier, **later}
     merged["runs"] = runs
