@@ -49,7 +49,7 @@ def test_they_are_few_apart_and_begin_with_what_is_planned(
             continue
         found = implicit_gemm.alternatives(spec, multiprocessors)
         assert found[0] == implicit_gemm.configure(spec, multiprocessors)
-        assert len({key(one) for one in found}) == len(found) <= 2
+        assert len({key(one) for one in found}) == len(found) <= 3
         counts.add(len(found))
     assert counts - {1}, "nothing to choose among in any of the layers"
 
@@ -57,7 +57,7 @@ def test_they_are_few_apart_and_begin_with_what_is_planned(
 @pytest.mark.parametrize(
     ("times", "kept"),
     [
-        ([3.0, 2.6, 2.0, 2.2, 2.4], [2.0, 2.2]),
+        ([3.0, 2.6, 2.0, 2.2, 2.4], [2.0, 2.2, 2.4]),
         ([2.61, 2.0, 2.6], [2.0, 2.6]),
         ([2.0], [2.0]),
         ([], []),

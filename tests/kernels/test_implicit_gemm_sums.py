@@ -94,7 +94,7 @@ def test_operands_have_all_of_their_bits(name: str, values: Distribution, device
     """
     direction, case = EXACT[name]
     rms, largest = errors(case, direction, values, device)
-    assert rms < 7.5e-8
+    assert rms < 8e-8
     assert largest < 1.7e-7
 
 
@@ -118,14 +118,14 @@ def test_what_a_float32_convolution_is_summed_like() -> None:
     large = replace(SQUARE, group_channels=64, group_filters=64, size=(80, 90))
     expected = {
         (3, True): [(direction, case) for direction, case in COMPENSATED.values()],
-        (6, True): [(direction, case) for direction, case in EXACT.values()],
+        (5, True): [(direction, case) for direction, case in EXACT.values()],
         (3, False): [(Direction.FORWARD, large), (Direction.GRAD_INPUT, large)],
     }
     for (products, compensates), cases in expected.items():
         for direction, case in cases:
             spec = case.specs()[direction]
             sums = sums_of(forward_of(spec), spec)
-            assert sums == Sums(products, compensates, sums.most_stage_taps), (direction, case)
+            assert (sums.products, sums.compensates) == (products, compensates), (direction, case)
 
 
 @pytest.mark.parametrize("direction", [Direction.GRAD_INPUT, Direction.GRAD_WEIGHT])

@@ -13,6 +13,7 @@
 //
 //   implicit_gemm_problem.cuh       what a convolution is to the family; tiles, shared memory
 //   implicit_gemm_phases.cuh        the input gradient of a stride
+//   implicit_gemm_operands.cuh      scales of values, and their parts
 //   implicit_gemm_pack.cuh          weights, as the tensor cores read them
 //   implicit_gemm_load.cuh          patches and weights on their way to shared memory
 //   implicit_gemm_multiply.cuh      products
@@ -24,6 +25,7 @@
 
 #include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
+#include "implicit_gemm_pack.cuh"
 #include "implicit_gemm_store.cuh"
 #include "implicit_gemm_store_phases.cuh"
 #include "implicit_gemm_weight.cuh"

@@ -40,7 +40,7 @@ MOST_CAPABILITY = (9, 0)
 SIMULATION = 2
 
 # Of all that fit, those worth measuring: so many, and predicted to take so much longer at most.
-MOST_ALTERNATIVES = 2
+MOST_ALTERNATIVES = 3
 LONGEST_ALTERNATIVE = 1.3
 
 FEW_GROUP_CHANNELS = 16
@@ -176,19 +176,20 @@ def template_arguments(
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     if isinstance(configuration, WeightConfiguration):
         return weight_arguments(_ELEMENT[spec.dtype], configuration)
-    splits = str(configuration.splits_filters).lower()
-    unfolds = str(configuration.unfolds).lower()
     numbers = (
         *(configuration.rings.block_channels, configuration.piece),
         *(configuration.rings.ahead, configuration.stage_taps),
     )
-    first = (_ELEMENT[spec.dtype], str(configuration.products), splits, unfolds)
     phases = forward_of(spec).phases
     shape, copies_runs = configuration.shape, configuration.patch.run_lead is not None
-    flat, together = str(shape.is_flat).lower(), phases.together if phases else 0
-    last = (shape.count, flat, together, str(copies_runs).lower())
-    what = ", ".join((*first, *map(str, (*numbers, *last))))
-    return (f"convsmith::implicit_gemm::Convolution<{what}>",)
+    what = (
+        *(_ELEMENT[spec.dtype], configuration.products, configuration.sum_terms),
+        configuration.sums.compensates,
+        *(configuration.splits_filters, configuration.unfolds, *numbers),
+        *(shape.count, shape.is_flat, phases.together if phases else 0, copies_runs),
+    )
+    named = (str(one).lower() if isinstance(one, bool) else str(one) for one in what)
+    return (f"convsmith::implicit_gemm::Convolution<{', '.join(named)}>",)
 
 
 def source(spec: ConvSpec, configuration: Configuration | WeightConfiguration) -> KernelSource:

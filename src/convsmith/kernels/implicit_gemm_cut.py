@@ -9,7 +9,9 @@ from convsmith.spec import Pair
 
 HALF = 128  # pixels
 ROWS_OF_BLOCK = 64  # filters of a warpgroup
-PARTS = {1: 1, 3: 2, 6: 3}  # of an operand, by the products that make one
+PARTS = {1: 1, 3: 2, 4: 2, 5: 3}  # vectors of an operand, by the products that make one
+WARPGROUP = 128  # threads
+WGMMA_TERMS = 16  # channels
 
 
 @dataclass(frozen=True)
@@ -64,6 +66,27 @@ SINGLE_SHAPES = (
     Halves(8, 0, 0),
     Halves(128, 0, 0, is_flat=True),
 )
+
+
+@dataclass(frozen=True)
+class Sums:
+    """How products are summed.
+
+    Args:
+        products: of operands that make one.
+        most_terms: that the tensor cores sum up, of 16 channels of a tap each; of several products.
+        compensates: what is lost when their sums are added is kept.
+        most_stage_taps: of a stage of weights.
+    """
+
+    products: int
+    most_terms: int
+    compensates: bool
+    most_stage_taps: int
+
+    def terms_of(self, stage_terms: int) -> int:
+        """The most of a stage's terms that are summed up at once, in equal shares."""
+        return max(one for one in range(1, self.most_terms + 1) if stage_terms % one == 0)
 
 
 @dataclass(frozen=True)
@@ -122,7 +145,7 @@ class Configuration:
     """How one ConvSpec is cut into blocks. Pairs are (rows, columns).
 
     Args:
-        products: of 16-bit operands that make one.
+        sums: how products are summed.
         unfolds: each channel and column of the filter is a channel of its own.
         piece: elements of an unfolded vector that are copied as one.
         lead: zeros before the first column of unfolded filters.
@@ -145,7 +168,7 @@ class Configuration:
         workspace_bytes: packed weights.
     """
 
-    products: int
+    sums: Sums
     apart: bool
     filter_blocks: int
     splits_filters: bool
@@ -168,9 +191,19 @@ class Configuration:
     workspace_bytes: int
 
     @property
-    def compensates(self) -> bool:
-        """Whether sums are of short ones, and what rounding loses of them is kept."""
-        return self.products > 1 and self.shape.count == 1
+    def products(self) -> int:
+        """Of operands, that make one."""
+        return self.sums.products
+
+    @property
+    def sum_terms(self) -> int:
+        """Of 16 channels of a tap, that the tensor cores sum up; of several products."""
+        return self.sums.terms_of(self.stage_taps * self.rings.block_channels // WGMMA_TERMS)
+
+    @property
+    def loading_threads(self) -> int:
+        """Of a block, that bring patches."""
+        return loading_threads(self.sums, self.shape)
 
     @property
     def has_padded_runs(self) -> bool:
@@ -181,3 +214,9 @@ class Configuration:
     def block_filters(self) -> int:
         """Filters that a block multiplies with a tile."""
         return 2 * ROWS_OF_BLOCK if self.splits_filters else ROWS_OF_BLOCK
+
+
+def loading_threads(sums: Sums, shape: Halves) -> int:
+    """Those of a block that bring patches: kLoadingThreads of implicit_gemm_problem.cuh."""
+    has_many_sums = sums.products > 1 and (shape.count == 2 or sums.compensates)
+    return (1 if has_many_sums else 2) * WARPGROUP - 32

@@ -12,10 +12,12 @@
 
 #include <climits>
 
-#include "implicit_gemm_pack.cuh"
+#include "implicit_gemm_operands.cuh"
+#include "implicit_gemm_phases.cuh"
 #include "ptx/cp_async.cuh"
 #include "ptx/load.cuh"
 #include "ptx/max.cuh"
+#include "ptx/reduce.cuh"
 #include "ptx/warpgroup.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -187,14 +189,19 @@ class PatchLoader {
         return places() + S::padded_pixels(problem_);
     }
 
+    __device__ __forceinline__ bool next_exists() const { return next_ < tile_count<S>(problem_); }
+    __device__ __forceinline__ Tile next_tile() const {
+        return TileWalk<S>(problem_, next_).tile();
+    }
+
     // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
     // threads may still be copying the tile before.
     __device__ __forceinline__ void begin_tile() {
         if constexpr (S::kInterleaves) {
-            while (next_.exists() && !meets_taps(next_.tile())) next_.advance();
+            while (next_exists() && !meets_taps(next_tile())) next_ += static_cast<int>(gridDim.x);
         }
-        if (!next_.exists()) return;
-        const Corner corner = corner_of(next_.tile());
+        if (!next_exists()) return;
+        const Corner corner = corner_of(next_tile());
         next_table_ ^= 1;
 #pragma unroll 1
         for (int i = thread_; i < pixels_; i += kThreads) {
@@ -228,7 +235,7 @@ class PatchLoader {
 
     // Begins to copy this thread's next group of vectors.
     __device__ __forceinline__ void begin_group() {
-        if (next_.exists()) {
+        if (next_exists()) {
             const int stage = next_stage_ * Shared<S>::kGroupValues;
             if (S::kCopiesRuns && copies_runs_) {
                 ptx::warp_sync();  // for all lanes to have looked at what is there
@@ -250,7 +257,7 @@ class PatchLoader {
             if constexpr (!S::kUnfolds) plane_ += S::kBlockChannels * problem_.in_strides[1];
             begin_block(channel);
         } else {
-            next_.advance();
+            next_ += static_cast<int>(gridDim.x);
             begin_tile();
         }
     }
@@ -421,17 +428,7 @@ class PatchLoader {
     __device__ __forceinline__ void convert(const T (&values)[kVector],
                                             Vector<Operand, kVector>* to, int vector) const {
         if (vector >= S::kVectors * pixels_) return;
-        if constexpr (S::kScales) {
-            float scaled[kVector];
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) scaled[c] = scale_ * values[c];
-            write_parts<S::kParts, true>(scaled, to + vector, part_vectors());
-        } else {
-            Vector<Operand, kVector> operands;
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) operands.values[c] = values[c];
-            to[vector] = operands;
-        }
+        write_operands<S, true>(values, scale_, to + vector, part_vectors());
     }
 
     // Writes a patch anew, with a scale that suits it.
@@ -491,14 +488,6 @@ class PatchLoader {
         return largest == 0 || (scaled >= kLeast && scaled < kMost);
     }
 
-    static __device__ __forceinline__ float float_of_bits(unsigned bits) {
-#ifdef CONVSMITH_SIMULATOR
-        return simulator::bits_of<float>(bits);
-#else
-        return __uint_as_float(bits);
-#endif
-    }
-
     const Problem& problem_;
     const T* input_;
     typename Shared<S>::Head& head_;
@@ -515,7 +504,7 @@ class PatchLoader {
     int first_copied_, run_channel_ = 0;  // the vector of a group, and channel, that it copies
     int stage_ = 0;                       // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
-    TileWalk<S> next_{problem_};
+    int next_ = static_cast<int>(blockIdx.x);
     int next_table_ = 0, next_block_ = 0, left_ = 0, next_stage_ = 0;  // (left_: groups)
     int next_channel_ = 0, next_pixel_ = 0;
     const T *plane_ = nullptr, *next_plane_ = nullptr;

@@ -3,7 +3,7 @@
 #pragma once
 
 #include "compensated.cuh"
-#include "implicit_gemm_pack.cuh"
+#include "implicit_gemm_phases.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -62,6 +62,11 @@ class Multiplier {
             float lost[kValues] = {};
 #pragma unroll 1
             for (; blocks > 0; --blocks) add_patch_compensated(taps, 1 / next_scale(), lost);
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) {
+                // Where nothing was lost, as of small integers, nothing was cut off either.
+                if (lost[i] != 0) sums[0][i] += lost[i] + kCutOff * sums[0][i];
+            }
         } else {
 #pragma unroll 1
             for (; blocks > 0; --blocks) add_patch_in_parts(taps, 1 / next_scale());
@@ -69,8 +74,12 @@ class Multiplier {
     }
 
   private:
-    // Of split operands: 16 channels of a tap are a term here.
-    static constexpr int kStageTerms = S::kStageTaps * S::kSteps;
+    // Of split operands: 16 channels of a tap are a term here, and so many of them a sum of the
+    // tensor cores, which they truncate with each term; and the share of it that is cut off, in the
+    // mean.
+    static constexpr int kStageTerms = S::kStageTaps * S::kSteps, kSumTerms = S::kSumTerms;
+    static constexpr float kCutOff = 0.74f * 0x1p-24f * kSumTerms;
+    static constexpr int kStagesAtOnce = kStageTerms == 1 ? 1 : 2;  // that are added compensated
 
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll
@@ -132,18 +141,21 @@ class Multiplier {
     }
 
     // The same with split operands. The tensor cores truncate when they add to a sum, so theirs are
-    // of a few taps, and are added to the sums with rounding.
+    // short, and are added to the sums with rounding.
     __device__ __forceinline__ void add_patch_in_parts(const Taps& taps, float unscale) {
 #pragma unroll 1
         for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
             for (int half = 0; half < S::kHalves; ++half) {
-                float products[kValues];
-                begin_products<kStageTerms>(products, a, tap, half, 0);
-                ptx::wgmma_wait_group<0>();
 #pragma unroll
-                for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
+                for (int term = 0; term < kStageTerms; term += kSumTerms) {
+                    float products[kValues];
+                    begin_products(products, a, tap, half, term);
+                    ptx::wgmma_wait_group<0>();
+#pragma unroll
+                    for (int i = 0; i < kValues; ++i) sums[half][i] += unscale * products[i];
+                }
             }
             release_weights(weight_.stage);
             weight_.advance(static_cast<int>(problem_.weight_stages));
@@ -151,50 +163,59 @@ class Multiplier {
         release_patch();
     }
 
-    // The same with sums that err least: the tensor cores' are as short as can be, for truncation
-    // is a bias that grows with them, and what is lost when those of a stage are added is kept.
+    // The same with sums that err least: what is lost when those of some stages are added is kept.
     __device__ __forceinline__ void add_patch_compensated(const Taps& taps, float unscale,
                                                           float (&lost)[kValues]) {
+        const int end = taps.first + taps.count;
+        int added = 0;  // stages, to what was lost
 #pragma unroll 1
-        for (int tap = taps.first; tap < taps.first + taps.count; tap += S::kStageTaps) {
+        for (int tap = taps.first; tap < end; tap += S::kStageTaps) {
             const std::uint64_t a = filters();
 #pragma unroll
-            for (int term = 0; term < kStageTerms; ++term) {
+            for (int term = 0; term < kStageTerms; term += kSumTerms) {
                 float products[kValues];
-                begin_products<1>(products, a, tap, 0, term);
+                begin_products(products, a, tap, 0, term);
                 ptx::wgmma_wait_group<0>();
-                if (term == kStageTerms - 1) release_weights(weight_.stage);
+                if (term + kSumTerms == kStageTerms) release_weights(weight_.stage);
 #pragma unroll
                 for (int i = 0; i < kValues; ++i) lost[i] += unscale * products[i];
             }
             weight_.advance(static_cast<int>(problem_.weight_stages));
+            if (++added < kStagesAtOnce && tap + S::kStageTaps < end) continue;
+            added = 0;
 #pragma unroll
             for (int i = 0; i < kValues; ++i) add_compensated(sums[0][i], lost[i]);
         }
         release_patch();
     }
 
-    // Begins the products of kTerms terms of a stage of weights, from `first` on, which the tensor
-    // cores sum up: those of parts, i of one operand and j of the other, by i + j, the small ones
-    // first.
-    template <int kTerms>
-    __device__ __forceinline__ void begin_products(float (&products)[kValues], std::uint64_t a,
+    // Begins the products of a stage's terms from `first` on, which the tensor cores sum up, the
+    // small ones first.
+    __device__ __forceinline__ void begin_products(float (&products)[kValues], std::uint64_t stage,
                                                    int first_tap, int half, int first) const {
+        // Which parts of a filter and of a pixel are multiplied.
+        struct Pair {
+            int filter, pixel;
+        };
+        constexpr Pair kPairs[] = {{2, 2}, {1, 1}, {0, 1}, {1, 0}, {0, 0}};  // residues, and parts
+        constexpr int kFirst = 5 - S::kProducts;
         ptx::wgmma_fence();
 #pragma unroll
-        for (int order = S::kParts - 1; order >= 0; --order) {
+        for (int pair = kFirst; pair < 5; ++pair) {
 #pragma unroll
-            for (int i = first; i < first + kTerms; ++i) {
+            for (int i = first; i < first + kSumTerms; ++i) {
                 const int t = i / S::kSteps, step = i % S::kSteps;
                 const int shift = head_.tap_shifts[first_tap + t];
-                const auto of_tap = ptx::moved(a, t * kTapVectors + filters_at(step));
-                const auto b = ptx::moved(pixels_of(half), shift + pixels_at(step));
-#pragma unroll
-                for (int part = 0; part <= order; ++part) {
-                    const bool is_first = order == S::kParts - 1 && i == first && part == 0;
-                    ptx::wgmma<Operand, kHalf>(
-                        products, ptx::moved(of_tap, filters_at(part * S::kSteps)),
-                        ptx::moved(b, pixels_at((order - part) * S::kSteps)), !is_first);
+                const auto [filter, pixel] = kPairs[pair];
+                const auto a =
+                    ptx::moved(stage, t * kTapVectors + filters_at(filter * S::kSteps + step));
+                const auto b =
+                    ptx::moved(pixels_of(half), shift + pixels_at(pixel * S::kSteps + step));
+                const bool accumulates = pair != kFirst || i != first;
+                if (pair == 0) {
+                    ptx::wgmma_e5m2<kHalf>(products, a, b, accumulates);
+                } else {
+                    ptx::wgmma<Operand, kHalf>(products, a, b, accumulates);
                 }
             }
         }

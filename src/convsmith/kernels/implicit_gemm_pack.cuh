@@ -6,61 +6,12 @@
 
 #include <climits>
 
+#include "implicit_gemm_operands.cuh"
 #include "implicit_gemm_phases.cuh"
 #include "ptx/grid_dependency.cuh"
 #include "ptx/reduce.cuh"
 
 namespace convsmith::implicit_gemm {
-
-// The power of two that brings a largest magnitude, given as float bits, to [2**14, 2**15); 1 for
-// what is zero, infinite or not a number.
-__device__ __forceinline__ float scale_for(unsigned largest) {
-    const int exponent = static_cast<int>(largest >> 23);
-    if (largest == 0 || exponent == 255) return 1.0f;
-    const int wanted = min(max(127 + 127 + 14 - exponent, 1), 254);
-#ifdef CONVSMITH_SIMULATOR
-    return simulator::bits_of<float>(static_cast<unsigned>(wanted) << 23);
-#else
-    return __uint_as_float(static_cast<unsigned>(wanted) << 23);
-#endif
-}
-
-// Scales of a tile's patches rise by so much at most, or its sums would not be finite any more.
-inline constexpr float kMostRise = 0x1p64f;
-
-// Magnitude as an integer that orders like it.
-__device__ __forceinline__ unsigned magnitude_bits(float value) {
-#ifdef CONVSMITH_SIMULATOR
-    return simulator::bits_of<unsigned>(value) & 0x7fffffffu;
-#else
-    return __float_as_uint(value) & 0x7fffffffu;
-#endif
-}
-
-inline constexpr unsigned kInfinityBits = 0x7f800000u;
-
-// Writes the kParts parts of scaled values, `step` vectors apart, each rounded from what those
-// before it leave. What is not finite is all in the last part, which meets the other operand's
-// first part alone, for others may have the other sign; unless this is not careful, and infinity
-// becomes NaN.
-template <int kParts, bool kIsCareful, typename Operand>
-__device__ __forceinline__ void write_parts(float (&values)[kVector], Vector<Operand, kVector>* to,
-                                            int step) {
-    Vector<Operand, kVector> rounded;
-#pragma unroll
-    for (int part = 0; part < kParts - 1; ++part) {
-#pragma unroll
-        for (int c = 0; c < kVector; ++c) {
-            const bool is_split = !kIsCareful || magnitude_bits(values[c]) < kInfinityBits;
-            rounded.values[c] = Element<Operand>::narrow(is_split ? values[c] : 0.0f);
-            values[c] -= Element<Operand>::widen(rounded.values[c]);
-        }
-        to[part * step] = rounded;
-    }
-#pragma unroll
-    for (int c = 0; c < kVector; ++c) rounded.values[c] = Element<Operand>::narrow(values[c]);
-    to[(kParts - 1) * step] = rounded;
-}
 
 inline constexpr int kPackThreads = 128;
 
@@ -222,7 +173,7 @@ __global__ void __launch_bounds__(kPackThreads)
         auto* to = reinterpret_cast<Vector<Operand, kVector>*>(
             packed + stage * S::kParts * kPart +
             (vector % kVectors * kRowsOfBlock + in_block) * kVector);
-        write_parts<S::kParts, true>(values, to, kPart / kVector);
+        write_parts<S::kParts, true, Side::kFilters>(values, to, kPart / kVector);
     }
 }
 

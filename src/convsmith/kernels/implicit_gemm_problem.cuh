@@ -31,6 +31,9 @@ inline constexpr int kMostTaps = 512;
 inline constexpr int kMostStages = 32;
 inline constexpr int kMostApart = 32;  // row phases with blocks of their own
 
+// Scales of a tile's patches rise by so much at most, or its sums would not be finite any more.
+inline constexpr float kMostRise = 0x1p64f;
+
 // What the input gradient of a stride has beside the convolution of dy that computes it; sizes are
 // those of the convolution whose gradient it is. See implicit_gemm_phases.cuh.
 struct OutPhases {
@@ -84,20 +87,25 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
     return static_cast<int>((problem.filters + S::kFilters - 1) / S::kFilters);
 }
 
-// What is compiled in. T is the tensors' element, kProducts how many products of 16-bit operands
-// make one: 1, or of operands split into two parts 3, into three parts 6. Warpgroups share the
-// pixels of a tile and have filters of their own (kSplitsFilters), or the other way round. The
-// outputs of filters may interleave, kTogether of them as neighbours: they are phases of the input
-// gradient of a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns).
-template <typename T, int kProducts_, bool kSplitsFilters_, bool kUnfolds_, int kBlockChannels_,
-          int kPiece_, int kAhead_, int kStageTaps_, int kHalves_, bool kIsFlat_, int kTogether_,
-          bool kCopiesRuns_>
+// What is compiled in. T is the tensors' element, kProducts how many products of operands make one:
+// 1; of operands split into two parts 3, or with that of both second parts 4; 5 with that of what
+// two parts leave of a value. Then the tensor cores sum up kSumTerms times 16 terms, and what
+// rounding loses when these sums are added may be kept (kCompensates). Warpgroups share the pixels
+// of a tile and have filters of their own (kSplitsFilters), or the other way round. The outputs of
+// filters may interleave, kTogether of them as neighbours: they are phases of the input gradient of
+// a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns).
+template <typename T, int kProducts_, int kSumTerms_, bool kCompensates_, bool kSplitsFilters_,
+          bool kUnfolds_, int kBlockChannels_, int kPiece_, int kAhead_, int kStageTaps_,
+          int kHalves_, bool kIsFlat_, int kTogether_, bool kCopiesRuns_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
     static constexpr int kProducts = kProducts_;
-    static constexpr int kParts = kProducts == 6 ? 3 : kProducts == 3 ? 2 : 1;  // of an operand
+    static constexpr int kSumTerms = kSumTerms_;
+    static constexpr bool kHasResidues = kProducts == 5;
+    // Vectors of an operand, whose channels come together.
+    static constexpr int kParts = kHasResidues ? 3 : kProducts > 1 ? 2 : 1;
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr bool kSplitsFilters = kSplitsFilters_;
     static constexpr bool kUnfolds = kUnfolds_;
@@ -117,16 +125,24 @@ struct Convolution {
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
-    // not added yet where there are several products. A single half leaves room for as many that
-    // rounding would lose.
+    // not added yet where there are several products. What rounding loses takes as many; then, and
+    // of two halves, they leave registers for one warpgroup that brings patches, else for two.
     static constexpr int kHalves = kHalves_;
     static constexpr bool kIsFlat = kIsFlat_;
-    static constexpr bool kCompensates = kHalves == 1 && kProducts > 1;
-    static_assert(kCompensates || kProducts < 6);
-    static constexpr int kConsumers = 2, kLoaders = kProducts == 1 ? 2 : 1;  // warpgroups
+    static constexpr bool kCompensates = kCompensates_;
+    static_assert(!kCompensates || (kHalves == 1 && kProducts > 1));
+    static_assert(!kHasResidues || kCompensates);
+    static constexpr bool kHasManySums = kProducts > 1 && (kHalves == 2 || kCompensates);
+    static constexpr int kConsumers = 2, kLoaders = kHasManySums ? 1 : 2;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
-    static constexpr int kConsumerRegisters = kProducts > 1 ? 216 : kSplitsFilters ? 184 : 176;
-    static constexpr int kLoaderRegisters = kProducts > 1 || kSplitsFilters ? 72 : 80;
+    static constexpr int kConsumerRegisters = kCompensates     ? 208
+                                              : kHasManySums   ? 216
+                                              : kProducts > 1  ? 160
+                                              : kSplitsFilters ? 184
+                                                               : 176;
+    static constexpr int kLaunchRegisters = kLoaders == 2 ? 128 : 168;
+    static constexpr int kLoaderRegisters =
+        ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
     static constexpr int kLoadingThreads = 32 * kLoadingWarps;
 

@@ -4,13 +4,11 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from convsmith.kernels.implicit_gemm_cut import HALF, PARTS, ROWS_OF_BLOCK, Rings
+from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK, WGMMA_TERMS, Rings
 from convsmith.kernels.implicit_gemm_phases import MOST_APART
 
 VECTOR = 8  # channels
-WGMMA_TERMS = 16
 MOST_STAGES = 32
-LOADING_THREADS = {1: 224, 3: 96, 6: 96}  # by the number of products
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
 MOST_TAPS = 512
@@ -23,7 +21,8 @@ class BlockUse:
     """What a block needs shared memory for.
 
     Args:
-        products: of 16-bit operands that make one.
+        parts: vectors of an operand, whose channels come together.
+        loading_threads: that bring patches.
         itemsize: bytes of an element.
         channels: of a group, unfolded where they are.
         unfolds: each channel and column of the filter is a channel of its own.
@@ -36,7 +35,8 @@ class BlockUse:
         has_few_taps: several instructions' channels make a patch, to be worth a barrier.
     """
 
-    products: int
+    parts: int
+    loading_threads: int
     itemsize: int
     channels: int
     unfolds: bool
@@ -49,14 +49,9 @@ class BlockUse:
     has_few_taps: bool
 
     @property
-    def parts(self) -> int:
-        """Of an operand."""
-        return PARTS[self.products]
-
-    @property
     def group_bytes(self) -> int:
         """Of the vectors that all loading threads copy at once."""
-        at_once = vectors_at_once(self.products, self.itemsize, self.unfolds)
+        at_once = vectors_at_once(self.loading_threads, self.itemsize, self.unfolds)
         return at_once * VECTOR * self.itemsize
 
     @property
@@ -66,10 +61,10 @@ class BlockUse:
         return head_bytes(self.unfolds, self.interleaves) + STAGING_BYTES + tables
 
 
-def vectors_at_once(products: int, itemsize: int, unfolds: bool) -> int:
+def vectors_at_once(loading_threads: int, itemsize: int, unfolds: bool) -> int:
     """What all loading threads copy as a group: S::kAtOnce vectors each."""
     of_thread = 1 if itemsize == 4 and not unfolds else 2
-    return of_thread * LOADING_THREADS[products]
+    return of_thread * loading_threads
 
 
 def share_out(use: BlockUse) -> Rings | None:

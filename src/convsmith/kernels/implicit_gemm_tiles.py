@@ -8,11 +8,14 @@ from dataclasses import dataclass
 from convsmith.kernels.implicit_gemm_cut import (
     DOUBLE_SHAPES,
     HALF,
+    PARTS,
     ROWS_OF_BLOCK,
     SINGLE_SHAPES,
     Configuration,
     Halves,
     Patch,
+    Sums,
+    loading_threads,
 )
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
@@ -31,6 +34,9 @@ WINOGRAD_TERMS = 512  # of a forward, at least
 PLAIN_PLANE = 65  # rows and columns of an input gradient, at least
 PLAIN_TERMS = 256  # of an input gradient, at least
 MANY_TERMS = 3000  # of an input gradient
+SMALL_PLANE = 20  # rows and columns of x, whose gradient it is, at most
+FEW_CHANNELS = 16  # of it, at most
+FEW_PLAIN_TERMS = 144  # of a forward
 SHORT_SUM = 512  # terms
 MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
@@ -69,34 +75,22 @@ def fitting_tilings(
     return fitting
 
 
-@dataclass(frozen=True)
-class Sums:
-    """How products are summed.
-
-    Args:
-        products: of 16-bit operands that make one.
-        compensates: the tensor cores sum up 16 terms, and what is lost when a stage's sums are
-            added is kept. Else, of three products, they sum up a stage.
-        most_stage_taps: of a stage.
-    """
-
-    products: int
-    compensates: bool
-    most_stage_taps: int
-
-
 def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
     """How ``forward``, which computes ``spec``, is summed, to err no more than cuDNN does.
 
     In the float32 class that depends on how much this is: on which algorithm it takes.
     """
     if spec.precision is not Precision.FLOAT32:
-        return Sums(1, False, MOST_STAGE_TAPS)
+        return Sums(1, 1, False, MOST_STAGE_TAPS)
+    terms = forward.terms
     if cudnn_errs_least(forward, spec):
-        return Sums(6, True, 1 if forward.terms < SHORT_SUM else MOST_STAGE_TAPS)
+        if terms < SHORT_SUM:
+            return Sums(5, 1, True, 1)
+        is_long = spec.direction is Direction.FORWARD and terms >= LONG_SUM
+        return Sums(5, 3, True, 3) if is_long else Sums(5, 1, True, MOST_STAGE_TAPS)
     if cudnn_errs_most(forward, spec):
-        return Sums(3, False, 3)
-    return Sums(3, True, MOST_STAGE_TAPS)
+        return Sums(4, 2, False, 3) if terms < FEW_PLAIN_TERMS else Sums(3, 3, False, 3)
+    return Sums(3, 3, True, 3)
 
 
 def cudnn_errs_least(forward: Forward, spec: ConvSpec) -> bool:
@@ -110,7 +104,11 @@ def cudnn_errs_least(forward: Forward, spec: ConvSpec) -> bool:
         return forward.terms < few or takes_winograd(forward, spec)
     is_long = forward.phases is None and forward.terms >= MANY_TERMS
     is_dilated = spec.stride == (1, 1) and spec.dilation != (1, 1)
-    return not (is_long or is_dilated or forward.kernel == (1, 1) or is_plain(forward, spec))
+    if is_long or is_dilated or forward.kernel == (1, 1) or is_plain(forward, spec):
+        return False
+    is_small = max(spec.input_shape[2:]) <= SMALL_PLANE
+    has_few_channels = spec.weight_shape[1] <= FEW_CHANNELS and max(spec.stride) <= 2
+    return forward.terms < SHORT_SUM or not (is_small or has_few_channels)
 
 
 def cudnn_errs_most(forward: Forward, spec: ConvSpec) -> bool:
@@ -148,7 +146,7 @@ def attempt(
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
-    if shape.owns_sectors and not can_own_sectors(forward):
+    if shape.owns_sectors and not can_own_sectors(forward, sums):
         return None
     if shape.is_flat and not can_be_flat(forward):
         return None
@@ -164,7 +162,8 @@ def attempt(
     filter_blocks = len(taps.counts) * -(-forward.filters // block_filters)
     unfolds = forward.has_few_channels
     use = BlockUse(
-        products=sums.products,
+        parts=PARTS[sums.products],
+        loading_threads=loading_threads(sums, shape),
         itemsize=forward.itemsize,
         channels=unfolded_channels(forward) if unfolds else forward.channels,
         unfolds=unfolds,
@@ -186,7 +185,7 @@ def attempt(
     all_tiles = math.prod(tiles) * forward.groups * filter_blocks
     blocks = choose_blocks(all_tiles, multiprocessors, len(taps.counts))
     return Configuration(
-        products=sums.products,
+        sums=sums,
         apart=forward.phases is not None and forward.phases.apart > 1,
         filter_blocks=filter_blocks,
         splits_filters=splits_filters,
@@ -375,11 +374,13 @@ def stores_in_turn(forward: Forward, splits_filters: bool, shape: Halves) -> boo
     return shape.is_narrow and splits_filters and forward.itemsize == 4 and not has_phases
 
 
-def can_own_sectors(forward: Forward) -> bool:
+def can_own_sectors(forward: Forward, sums: Sums) -> bool:
     """Whether tiles of long rows would share sectors, and had better own them.
 
-    Storing has to be what takes longest: sums of few terms.
+    Storing has to be what takes longest: sums of few terms, of one product each.
     """
+    if sums.products > 1:
+        return False
     if forward.phases is not None or forward.out_size[1] <= HALF:
         return False
     if forward.terms > MOST_TERMS_OF_OWNED:

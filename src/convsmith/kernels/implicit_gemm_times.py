@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 
-from convsmith.kernels.implicit_gemm_cut import Configuration, Halves
+from convsmith.kernels.implicit_gemm_cut import PARTS, Configuration, Halves
 from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
 from convsmith.kernels.implicit_gemm_rings import VECTOR, vectors_at_once
 from convsmith.roofline import Ceilings
@@ -20,14 +20,19 @@ H100_FP16_TFLOPS_PER_MULTIPROCESSOR = 760 / 132
 # Microseconds of a multiprocessor. A tile of two halves has 128 filters of 256 pixels, or 64 of
 # 512.
 TILE_OUTPUTS = 128 * 256
-COMPENSATED = {3: 1.36, 6: 1.25}  # times as long to multiply, by the number of products
-# Vectors that are loaded, by the number of products: of long rows, of short ones, and of flat
-# tiles' short rows.
-LONG_ROWS = {1: 592.0, 3: 224.0, 6: 190.0}
-SHORT_ROWS = {1: 435.0, 3: 188.0, 6: 160.0}
-FLAT_ROWS = {1: 465.0, 3: 205.0, 6: 175.0}
-VECTORS_SHARE_16_BITS = 0.85  # which are read before others are begun
-RUNS_SHARE = {4: 1.1, 2: 1.2}  # of either, copied by runs of 16 bytes; by bytes of an element
+# Of several products: each, adding up the tensor cores' sums, and keeping what is lost; in
+# products.
+SPLIT_PRODUCT = 1.15
+ADDED_SUM = 0.86
+KEPT_LOSS = 0.88
+# Vectors that are loaded, by an operand's parts and the threads that load: of long rows, of short
+# ones, and of flat tiles' short rows.
+LONG_ROWS = {(1, 224): 592.0, (2, 224): 444.0, (2, 96): 302.0, (3, 96): 265.0}
+SHORT_ROWS = {(1, 224): 435.0, (2, 224): 387.0, (2, 96): 229.0, (3, 96): 226.0}
+FLAT_ROWS = {(1, 224): 465.0, (2, 224): 388.0, (2, 96): 242.0, (3, 96): 178.0}
+# Of either, of 16 bits: elements are read before others are begun; and runs of 16 bytes.
+ELEMENTS_SHARE_16_BITS = 0.85
+RUNS_SHARE_16_BITS = 1.2
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
 STORE_LONG = 6.5
 STORE_SECTORS = 7.7  # of short rows, of a stride's phases, and long rows but for their ends
@@ -85,9 +90,12 @@ def products_us(configuration: Configuration, rate: float) -> float:
     channels = configuration.rings.channel_blocks * configuration.rings.block_channels
     terms = channels * configuration.met_taps
     outputs = TILE_OUTPUTS * configuration.shape.count / 2
-    operations = 2 * outputs * terms * configuration.products
-    if configuration.compensates:
-        operations *= COMPENSATED[configuration.products]
+    products = float(configuration.products)
+    if configuration.products > 1:
+        products = SPLIT_PRODUCT * products + ADDED_SUM / configuration.sum_terms
+    if configuration.sums.compensates:
+        products += KEPT_LOSS
+    operations = 2 * outputs * terms * products
     tera = SHARE_OF_RATE * rate * H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     return operations / (tera * 1e6)
 
@@ -97,20 +105,21 @@ def patches_us(forward: Forward, configuration: Configuration) -> float:
     rates = SHORT_ROWS if configuration.shape.is_narrow else LONG_ROWS
     if configuration.has_padded_runs:
         rates = FLAT_ROWS
-    per_us = rates[configuration.products]
+    per_us = rates[PARTS[configuration.products], configuration.loading_threads]
     if forward.in_strides[3] != 1:
         per_us *= STRIDED_VECTORS_SHARE
-    if configuration.patch.run_lead is not None:
-        per_us *= RUNS_SHARE[forward.itemsize]
-    elif forward.itemsize == 2:
-        per_us *= VECTORS_SHARE_16_BITS
+    if forward.itemsize == 2:
+        copies_runs = configuration.patch.run_lead is not None
+        per_us *= RUNS_SHARE_16_BITS if copies_runs else ELEMENTS_SHARE_16_BITS
     share = share_that_meets(forward) if rounds(forward, configuration) > 1 else 1
     return loaded_vectors(forward, configuration) * share / per_us
 
 
 def loaded_vectors(forward: Forward, configuration: Configuration) -> int:
     """Those of a tile's patches, each in whole groups of what all threads copy at once."""
-    at_once = vectors_at_once(configuration.products, forward.itemsize, configuration.unfolds)
+    at_once = vectors_at_once(
+        configuration.loading_threads, forward.itemsize, configuration.unfolds
+    )
     of_patch = configuration.rings.block_channels // VECTOR
     patches, rest = divmod(configuration.vectors, of_patch)
     groups = patches * -(-of_patch * configuration.patch.pixels // at_once)

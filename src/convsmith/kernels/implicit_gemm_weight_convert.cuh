@@ -48,36 +48,24 @@ __device__ __forceinline__ bool has_special(const Vector<Operand, kVector>& oper
     return (carries & 0x80008000u) != 0;
 }
 
-// Writes a vector's operands; finds the largest magnitude, or NaN. Only if it is careful infinity
-// becomes no NaN when it is split.
-template <typename S, bool kIsCareful>
-__device__ __forceinline__ void write_operands(const typename S::Value (&values)[kVector],
-                                               float factor,
-                                               Vector<typename S::Operand, kVector>* to, int low,
-                                               float* largest) {
+// The larger of `largest` and a vector's largest magnitude, or NaN; of 16-bit values, infinity
+// where they are not all finite.
+template <typename S>
+__device__ __forceinline__ float larger_of(float largest,
+                                           const typename S::Value (&values)[kVector]) {
     if constexpr (S::kScales) {
-        float scaled[kVector];
+        float pairs[kVector / 2];
 #pragma unroll
-        for (int c = 0; c < kVector; ++c) scaled[c] = factor * values[c];
-        write_parts<S::kParts, kIsCareful>(scaled, to, low);
-        if constexpr (!kIsCareful) {
-            float pairs[kVector / 2];
-#pragma unroll
-            for (int c = 0; c < kVector; c += 2) {
-                pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
-            }
-            *largest =
-                ptx::max_or_nan(ptx::max_or_nan(*largest, ptx::max_or_nan(pairs[0], pairs[1])),
-                                ptx::max_or_nan(pairs[2], pairs[3]));
+        for (int c = 0; c < kVector; c += 2) {
+            pairs[c / 2] = ptx::max_or_nan(fabsf(values[c]), fabsf(values[c + 1]));
         }
+        return ptx::max_or_nan(ptx::max_or_nan(largest, ptx::max_or_nan(pairs[0], pairs[1])),
+                               ptx::max_or_nan(pairs[2], pairs[3]));
     } else {
         Vector<typename S::Operand, kVector> operands;
 #pragma unroll
         for (int c = 0; c < kVector; ++c) operands.values[c] = values[c];
-        if constexpr (!kIsCareful) {
-            if (has_special(operands)) *largest = __builtin_huge_valf();
-        }
-        to[0] = operands;
+        return has_special(operands) ? float_of_bits(kInfinityBits) : largest;
     }
 }
 

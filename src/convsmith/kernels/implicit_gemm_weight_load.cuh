@@ -423,8 +423,8 @@ class RowLoader {
             }
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
-                write_operands<S, false>(values[i], turned.factor, to + first + i * 32, turned.low,
-                                         &turned.largest);
+                write_operands<S, false>(values[i], turned.factor, to + first + i * 32, turned.low);
+                turned.largest = larger_of<S>(turned.largest, values[i]);
                 if (sums_bias_ && !turned.is_x) {
 #pragma unroll
                     for (int c = 0; c < kVector; ++c) sums[c] += widened<S>(values[i][c]);
@@ -502,7 +502,7 @@ class RowLoader {
             const float factor = power_of_two(scale.exponent);
             const int low = head_.tensors[is_x].low;
             visit(is_x, first, [&](const T(&values)[kVector], Operands* to) {
-                write_operands<S, true>(values, factor, to, low, nullptr);
+                write_operands<S, true>(values, factor, to, low);
             });
         }
     }

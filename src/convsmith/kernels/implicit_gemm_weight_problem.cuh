@@ -20,7 +20,7 @@
 // whole channels, or of one.
 #pragma once
 
-#include "implicit_gemm_pack.cuh"
+#include "implicit_gemm_operands.cuh"
 
 namespace convsmith::implicit_gemm {
 

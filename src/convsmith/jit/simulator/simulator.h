@@ -201,9 +201,10 @@ template <typename T>
 Terms<T> terms_of(const CoreMatrix<T> (&cores)[kTerms / 8], int first, int stride);
 
 // sum + a * b, as tensor cores add: exact products and the sum are aligned to the largest exponent
-// and cut off after 25 fractional bits, and so is the result, to float32.
+// and cut off after some fractional bits, and so is the result, to float32.
+inline constexpr int kKeptBitsOf16 = 25, kKeptBitsOf8 = 13;  // of operands of so many bits
 template <typename T>
-float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b);
+float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b, int kept_bits = kKeptBitsOf16);
 
 }  // namespace convsmith::simulator
 

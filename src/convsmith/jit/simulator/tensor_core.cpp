@@ -16,7 +16,6 @@ constexpr int kOfZero = -1024, kOfInfinity = 4096;
 constexpr int kBelowNumbers = -512, kAboveNumbers = 512;
 
 constexpr int kFractionBits = 10;  // of every significand: half's, of which bfloat16 fills seven
-constexpr int kKeptBits = 25;      // fractional bits that are left of what is added
 
 float widen(__half value) { return __half2float(value); }
 float widen(__nv_bfloat16 value) { return __bfloat162float(value); }
@@ -83,7 +82,7 @@ Terms<T> terms_of(const CoreMatrix<T> (&cores)[kTerms / 8], int first, int strid
 }
 
 template <typename T>
-float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b) {
+float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b, int kept_bits) {
     auto largest = static_cast<std::int16_t>(exponent_of(sum));
     std::int16_t exponents[kTerms];
     for (int k = 0; k < kTerms; ++k) {
@@ -100,17 +99,17 @@ float truncated_sum(float sum, const Terms<T>& a, const Terms<T>& b) {
     int total = 0;  // in units of the last bit that is kept: each product is less than 2**27
     for (int k = 0; k < kTerms; ++k) {
         const int product = a.significands[k] * b.significands[k];  // 22 bits: exact in float
-        const float unit = power_of_two<float>(kKeptBits - 2 * kFractionBits - below[k]);
+        const float unit = power_of_two<float>(kept_bits - 2 * kFractionBits - below[k]);
         total += static_cast<int>(static_cast<float>(product) * unit);
     }
-    const auto aligned = static_cast<std::int64_t>(sum * power_of_two<double>(kKeptBits - largest));
+    const auto aligned = static_cast<std::int64_t>(sum * power_of_two<double>(kept_bits - largest));
     const auto units = static_cast<double>(aligned + total);
-    return towards_zero(units * power_of_two<double>(largest - kKeptBits));
+    return towards_zero(units * power_of_two<double>(largest - kept_bits));
 }
 
 template Terms<__half> terms_of(const CoreMatrix<__half> (&)[2], int, int);
 template Terms<__nv_bfloat16> terms_of(const CoreMatrix<__nv_bfloat16> (&)[2], int, int);
-template float truncated_sum(float, const Terms<__half>&, const Terms<__half>&);
-template float truncated_sum(float, const Terms<__nv_bfloat16>&, const Terms<__nv_bfloat16>&);
+template float truncated_sum(float, const Terms<__half>&, const Terms<__half>&, int);
+template float truncated_sum(float, const Terms<__nv_bfloat16>&, const Terms<__nv_bfloat16>&, int);
 
 }  // namespace convsmith::simulator

@@ -5,7 +5,8 @@
 // an operand's start, element (i, k) is, in bytes, at
 //   K-major    i / 8 * outer + k / 8 * inner + i % 8 * 16 + k % 8 * 2
 //   MN-major   i / 8 * outer + k / 8 * inner + k % 8 * 16 + i % 8 * 2
-// where i counts rows of A or columns of B, and k the terms of the sum.
+// where i counts rows of A or columns of B, and k the terms of the sum. Operands of 8 bits, e5m2,
+// are K-major with twice as many terms in as many bytes.
 #pragma once
 
 #include <type_traits>
@@ -55,21 +56,44 @@ __device__ __forceinline__ std::uint64_t moved(std::uint64_t descriptor, int vec
 // Before the first wgmma, and where registers that it adds to were written otherwise.
 inline void wgmma_fence() {}
 
-// The 16 terms of row or column `i` of an operand.
-template <Major kMajor, typename T>
-simulator::Terms<T> terms_of(std::uint64_t descriptor, int i) {
+// The k-th core matrix of an operand's that row or column `i` goes through.
+inline const unsigned char* core_matrix(std::uint64_t descriptor, int i, int k) {
     const auto field = [descriptor](int bit) {
         return static_cast<int>(descriptor >> bit & 0x3fff) * 16;
     };
     const auto* start = static_cast<const unsigned char*>(simulator::shared_memory()) + field(0);
+    return start + i / 8 * field(32) + k * field(16);
+}
+
+// The 16 terms of row or column `i` of an operand.
+template <Major kMajor, typename T>
+simulator::Terms<T> terms_of(std::uint64_t descriptor, int i) {
     using CoreMatrix = simulator::CoreMatrix<T>;
     CoreMatrix cores[kWgmmaTerms / 8];
     for (int k = 0; k < kWgmmaTerms / 8; ++k) {
-        const auto* core = start + i / 8 * field(32) + k * field(16);
-        cores[k] = *reinterpret_cast<const CoreMatrix*>(core);
+        cores[k] = *reinterpret_cast<const CoreMatrix*>(core_matrix(descriptor, i, k));
     }
     constexpr bool kIsKMajor = kMajor == Major::kK;
     return simulator::terms_of(cores, i % 8 * (kIsKMajor ? 8 : 1), kIsKMajor ? 1 : 8);
+}
+
+// The same of an operand of 8 bits. Each is the upper half of a 16-bit number.
+struct E5m2Terms {
+    simulator::Terms<__half> halves[2];
+    const simulator::Terms<__half>& operator[](int k) const { return halves[k]; }
+};
+inline E5m2Terms e5m2_terms_of(std::uint64_t descriptor, int i) {
+    E5m2Terms terms;
+    for (int k = 0; k < 2; ++k) {
+        const auto* row = core_matrix(descriptor, i, k) + i % 8 * 16;
+        simulator::CoreMatrix<__half> cores[kWgmmaTerms / 8] = {};
+        for (int j = 0; j < kWgmmaTerms; ++j) {
+            const auto bits = static_cast<std::uint16_t>(row[j] << 8);
+            std::memcpy(cores[j / 8].values + j % 8, &bits, sizeof(bits));
+        }
+        terms.halves[k] = simulator::terms_of(cores, 0, 1);
+    }
+    return terms;
 }
 
 // sums = A * B, or sums + A * B if it `accumulates`, for kColumns columns of B. The operands are
@@ -116,6 +140,28 @@ void wgmma(float (&sums)[kColumns / 2], const Fragments& a, std::uint64_t b, boo
             const float sum = accumulates ? sums[i] : 0;
             sums[i] = is_same ? simulator::truncated_sum(sum, rows[i / 2 % 2], columns[i % 2])
                               : std::numeric_limits<float>::quiet_NaN();
+        }
+    });
+}
+
+// The same of operands of 8 bits: twice as many terms, half of them at a time, which changes their
+// sum by what its precision is anyway.
+template <int kColumns>
+void wgmma_e5m2(float (&sums)[kColumns / 2], std::uint64_t a, std::uint64_t b, bool accumulates) {
+    const int thread = static_cast<int>(threadIdx.x) % kWarpgroup;
+    simulator::put_off([&sums, a, b, accumulates, thread] {
+        E5m2Terms rows[2], columns[2];
+        for (int half = 0; half < 2; ++half) {
+            rows[half] = e5m2_terms_of(a, fragment_row(thread, 2 * half));
+        }
+        for (int i = 0; i < kColumns / 2; ++i) {
+            if (i % 4 < 2) columns[i % 2] = e5m2_terms_of(b, fragment_column(thread, i));
+            float sum = accumulates ? sums[i] : 0;
+            for (int k = 0; k < 2; ++k) {
+                sum = simulator::truncated_sum(sum, rows[i / 2 % 2][k], columns[i % 2][k],
+                                               simulator::kKeptBitsOf8);
+            }
+            sums[i] = sum;
         }
     });
 }
@@ -212,6 +258,18 @@ __device__ __forceinline__ void wgmma(float (&sums)[kColumns / 2], const Fragmen
     } else {
         CONVSMITH_WGMMA("64", 32, "{%32, %33, %34, %35}", "%36", "%37", "%38", CONVSMITH_A);
     }
+}
+
+template <int kColumns>
+__device__ __forceinline__ void wgmma_e5m2(float (&sums)[kColumns / 2], std::uint64_t a,
+                                           std::uint64_t b, bool accumulates) {
+    static_assert(kColumns == 128);
+    asm volatile(
+        "{.reg .pred p; setp.ne.b32 p, %66, 0; "
+        "wgmma.mma_async.sync.aligned.m64n128k32.f32.e5m2.e5m2 {" CONVSMITH_NAMES_64
+        "}, %64, %65, p, 1, 1;}"
+        : CONVSMITH_BIND_64
+        : "l"(a), "l"(b), "r"(static_cast<int>(accumulates)));
 }
 
 #undef CONVSMITH_A
