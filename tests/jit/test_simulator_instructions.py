@@ -255,3 +255,47 @@ def test_operands_lie_in_shared_memory() -> None:
     """To the last byte: here B's last core matrix begins within it and ends beyond."""
     with pytest.raises(SimulatorError, match=r"byte 8240 of shared memory \(8256 bytes\)"):
         product(*matrices(64, 80), mistake="kReachTooFar")
+
+
+EIGHT_BITS = toy("e5m2")
+
+
+def in_8_bits(values: Tensor) -> Tensor:
+    """As the host twin rounds them."""
+    out = torch.empty(values.shape, dtype=torch.float8_e5m2)
+    given = [buffer(values), buffer(out, writable=True)]
+    simulator.run(EIGHT_BITS, struct.pack("q", values.numel() // 4), given, time_limit=60)
+    return out
+
+
+def test_8_bits_are_rounded_as_pytorch_rounds_them() -> None:
+    """All numbers of 8 bits, their neighbours, what lies between, and tiny and special ones."""
+    exact = torch.arange(256, dtype=torch.uint8).view(torch.float8_e5m2).float()
+    exact = exact[exact.isfinite()]
+    sorted_ones = exact.unique()
+    halfway = (sorted_ones[1:] + sorted_ones[:-1]) / 2
+    inf = torch.tensor(torch.inf)
+    near = [one.nextafter(to) for one in (exact, halfway) for to in (inf, -inf)]
+    values = torch.cat([exact, halfway, *near, 1e-3 * torch.randn(4000), 1e-6 * torch.randn(4000)])
+    values = values[: values.numel() // 4 * 4].contiguous()
+    assert torch.equal(in_8_bits(values).float(), values.to(torch.float8_e5m2).float())
+
+
+def test_what_8_bits_are_too_few_for_becomes_the_largest_number() -> None:
+    values = torch.tensor([61440.0, 1e30, torch.inf, -torch.inf, 57344.0, 61439.0, -1e5, torch.nan])
+    found = in_8_bits(values).float()
+    assert found[:7].tolist() == [57344.0, 57344.0, 57344.0, -57344.0, 57344.0, 57344.0, -57344.0]
+    assert found[7].isnan()
+
+
+def test_a_warpgroup_multiplies_numbers_of_8_bits() -> None:
+    """32 terms at once, of whose sum 13 fractional bits are left."""
+    a, b = (torch.randn(rows, 32).to(torch.float8_e5m2) for rows in (64, 128))
+    out = torch.full((64, 128), torch.nan)
+    simulator.run(
+        EIGHT_BITS, b"", [buffer(a), buffer(b), buffer(out, writable=True)], time_limit=60
+    )
+    exact = a.double() @ b.double().T
+    largest = (a.double().abs()[:, None] * b.double().abs()).amax(-1)
+    assert ((out.double() - exact).abs() <= 34 * 2.0**-13 * (largest + exact.abs())).all()
+    assert not torch.equal(out.double(), exact)

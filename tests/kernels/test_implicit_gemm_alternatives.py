@@ -34,7 +34,7 @@ def key(configuration: object) -> object:
     """What alternatives differ in."""
     if isinstance(configuration, WeightConfiguration):
         return configuration.unit_filters, configuration.unit_channels, configuration.unit_taps
-    return configuration.shape, configuration.apart
+    return configuration.shape, configuration.way
 
 
 @pytest.mark.parametrize("multiprocessors", [4, 132])

@@ -6,7 +6,6 @@ import pytest
 
 from convsmith.kernels import implicit_gemm_tiles
 from convsmith.kernels.implicit_gemm_cut import Configuration, Halves
-from convsmith.kernels.implicit_gemm_forward import Forward
 from convsmith.spec import ConvSpec
 
 
@@ -14,8 +13,8 @@ def prefer(monkeypatch: pytest.MonkeyPatch, wanted: Callable[[Halves], bool]) ->
     """Leaves an implicit_gemm's tiles no other shapes, where it may have one that is wanted."""
     fitting_tilings = implicit_gemm_tiles.fitting_tilings
 
-    def preferred(spec: ConvSpec, forward: Forward, multiprocessors: int) -> list[Configuration]:
-        fitting = fitting_tilings(spec, forward, multiprocessors)
+    def preferred(spec: ConvSpec, way: int, multiprocessors: int) -> list[Configuration]:
+        fitting = fitting_tilings(spec, way, multiprocessors)
         return [one for one in fitting if wanted(one.shape)] or fitting
 
     monkeypatch.setattr(implicit_gemm_tiles, "fitting_tilings", preferred)

@@ -9,7 +9,7 @@ from typing import Any
 import torch
 
 from convsmith.kernels.implicit_gemm_cut import Configuration
-from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forward_of
+from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forwards_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
@@ -60,7 +60,7 @@ def obstacle(spec: ConvSpec) -> str | None:
         return "in the float32 class, its gradients of small groups err more than cuDNN's"
     if spec.direction is Direction.GRAD_WEIGHT:
         return weight_obstacle(spec)
-    forward = forward_of(spec)
+    forward = forwards_of(spec)[0]
     if forward.has_few_channels and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
@@ -88,7 +88,7 @@ def errs_more_than_cudnn(spec: ConvSpec) -> bool:
         return False
     if spec.direction is Direction.GRAD_WEIGHT:
         return spec.weight_shape[1] < FEW_GROUP_CHANNELS
-    return spec.direction is Direction.GRAD_INPUT and forward_of(spec).terms < FEW_TERMS
+    return spec.direction is Direction.GRAD_INPUT and forwards_of(spec)[0].terms < FEW_TERMS
 
 
 def configure(
@@ -143,11 +143,11 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
     """What the kernel is told of ``spec`` at run time."""
     if isinstance(configuration, WeightConfiguration):
         return weight_problem(spec, configuration)
-    forward, shape = forward_of(spec, configuration.apart), configuration.shape
+    forward, shape = forwards_of(spec)[configuration.way], configuration.shape
     patch, rings = configuration.patch, configuration.rings
     filters, phases = forward.filters, no_phases()
     if forward.phases is not None:
-        if configuration.apart:
+        if forward.phases.apart > 1:
             filters = configuration.filter_blocks * configuration.block_filters
         phases = forward.phases.numbers(filters // spec.stride[0])
     numbers = (  # Problem of implicit_gemm_problem.cuh
@@ -180,7 +180,7 @@ def template_arguments(
         *(configuration.rings.block_channels, configuration.piece),
         *(configuration.rings.ahead, configuration.stage_taps),
     )
-    phases = forward_of(spec).phases
+    phases = forwards_of(spec)[0].phases
     shape, copies_runs = configuration.shape, configuration.patch.run_lead is not None
     what = (
         *(_ELEMENT[spec.dtype], configuration.products, configuration.sum_terms),

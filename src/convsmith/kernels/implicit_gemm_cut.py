@@ -149,7 +149,7 @@ class Configuration:
         unfolds: each channel and column of the filter is a channel of its own.
         piece: elements of an unfolded vector that are copied as one.
         lead: zeros before the first column of unfolded filters.
-        apart: row phases of an input gradient of a stride have filter blocks of their own.
+        way: of `forwards_of` the spec, by number.
         filter_blocks: of a group.
         splits_filters: the warpgroups of a tile have filters of their own, and share pixels.
         shape: of the halves of a tile.
@@ -169,7 +169,7 @@ class Configuration:
     """
 
     sums: Sums
-    apart: bool
+    way: int
     filter_blocks: int
     splits_filters: bool
     unfolds: bool

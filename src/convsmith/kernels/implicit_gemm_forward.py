@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
+from convsmith.kernels.implicit_gemm_cut import HALF
 from convsmith.kernels.implicit_gemm_phases import MOST_APART, Phases, phase_taps
 from convsmith.spec import ConvSpec, Direction, Pair, Shape
 
 LEAST_GROUP_CHANNELS = 8  # of a group that is not unfolded
 SECTOR_BYTES = 32  # memory reads one that is to be written in part
+MOST_TILE_ROWS = 64
 
 
 @dataclass(frozen=True)
@@ -75,21 +77,53 @@ class Forward:
 
 
 def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
-    """The forward convolutions that compute ``spec``, each in another way."""
-    first = forward_of(spec)
-    if first.phases is None or not 1 < spec.stride[0] <= MOST_APART:
-        return (first,)
-    return (first, forward_of(spec, apart=True))
+    """The forward convolutions that compute ``spec``, each in another way.
 
-
-def forward_of(spec: ConvSpec, apart: bool = False) -> Forward:
-    """The forward convolution that computes ``spec``.
-
-    Of an input gradient, of stride 1, that of dy with the filters turned around. Of others,
-    that of dy with a filter for each phase of x, whose row phases are ``apart`` or not.
+    Of an input gradient, of stride 1, that of dy with the filters turned around; and with 1x1
+    filters that of planes whose rows are joined. Of others, that of dy with a filter for each phase
+    of x, whose row phases share blocks, or are apart.
     """
     if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
-        return phased_forward_of(spec, apart)
+        ways = (False, True) if 1 < spec.stride[0] <= MOST_APART else (False,)
+        return tuple(phased_forward_of(spec, apart) for apart in ways)
+    first = plain_forward_of(spec)
+    return (first, with_joined_rows(first)) if can_join_rows(first) else (first,)
+
+
+def can_join_rows(forward: Forward) -> bool:
+    """Whether planes may be single rows, and are longer than a tile's.
+
+    Rows have to follow one another, and the images of a tile to be near enough for 32 bits.
+    """
+    geometry = (forward.kernel, forward.stride, forward.padding)
+    rows, columns = forward.in_size
+    if geometry != ((1, 1), (1, 1), (0, 0)) or rows * columns <= HALF or rows == 1:
+        return False
+    images = min(forward.batch, MOST_TILE_ROWS)
+    return all(
+        of_row == columns * of_column and images * of_image < 2**31
+        for of_image, _, of_row, of_column in (forward.in_strides, forward.out_strides)
+    )
+
+
+def with_joined_rows(forward: Forward) -> Forward:
+    """``forward`` on planes of a single row, which 1x1 filters do not tell from others."""
+    (of_image, of_plane, _, step), (to_image, to_plane, _, out_step) = (
+        forward.in_strides,
+        forward.out_strides,
+    )
+    pixels = math.prod(forward.in_size)
+    return replace(
+        forward,
+        in_size=(1, pixels),
+        out_size=(1, pixels),
+        in_strides=(of_image, of_plane, pixels * step, step),
+        out_strides=(to_image, to_plane, pixels * out_step, out_step),
+    )
+
+
+def plain_forward_of(spec: ConvSpec) -> Forward:
+    """The forward convolution that computes ``spec``, a forward or a gradient of stride 1."""
     batch, _, *in_size = spec.input_shape
     out_channels, channels, *kernel = spec.weight_shape
     filters = out_channels // spec.groups

@@ -79,7 +79,8 @@ class Multiplier {
     // mean.
     static constexpr int kStageTerms = S::kStageTaps * S::kSteps, kSumTerms = S::kSumTerms;
     static constexpr float kCutOff = 0.74f * 0x1p-24f * kSumTerms;
-    static constexpr int kStagesAtOnce = kStageTerms == 1 ? 1 : 2;  // that are added compensated
+    // Stages whose sums are added before what is lost is kept.
+    static constexpr int kStagesAtOnce = kStageTerms == 1 ? 1 : S::kHasResidues ? 2 : 4;
 
     __device__ __forceinline__ void multiply_sums(float factor) {
 #pragma unroll

@@ -51,24 +51,21 @@ def timed_tilings(spec: ConvSpec, multiprocessors: int) -> list[tuple[float, Con
     """All tilings for ``spec`` that fit, each with its predicted time in microseconds."""
     return [
         (tiles_us(forward, one), one)
-        for forward in forwards_of(spec)
-        for one in fitting_tilings(spec, forward, multiprocessors)
+        for way, forward in enumerate(forwards_of(spec))
+        for one in fitting_tilings(spec, way, multiprocessors)
     ]
 
 
-def fitting_tilings(
-    spec: ConvSpec,
-    forward: Forward,
-    multiprocessors: int,
-) -> list[Configuration]:
-    """Tilings for ``forward``, which computes ``spec``, that fit into shared memory."""
+def fitting_tilings(spec: ConvSpec, way: int, multiprocessors: int) -> list[Configuration]:
+    """Tilings that compute ``spec`` in a way of `forwards_of`, and fit into shared memory."""
+    forward = forwards_of(spec)[way]
     sums = sums_of(forward, spec)
     shapes = SINGLE_SHAPES if sums.compensates else (*SINGLE_SHAPES, *DOUBLE_SHAPES)
     # Few filters leave a warpgroup none of its own: it takes more pixels, if their patch fits.
     splits = (False, True) if forward.filters <= ROWS_OF_BLOCK else (True,)
     fitting = []
     for shape in shapes:
-        attempts = (attempt(forward, sums, multiprocessors, one, shape) for one in splits)
+        attempts = (attempt(forward, way, sums, multiprocessors, one, shape) for one in splits)
         first = next(filter(None, attempts), None)
         if first is not None:
             fitting.append(first)
@@ -114,7 +111,7 @@ def cudnn_errs_least(forward: Forward, spec: ConvSpec) -> bool:
 def cudnn_errs_most(forward: Forward, spec: ConvSpec) -> bool:
     """Whether cuDNN adds up a long sum's terms one by one."""
     if spec.direction is Direction.FORWARD:
-        return forward.terms < LONG_SUM or max(forward.out_size) > WINOGRAD_PLANE
+        return forward.terms < LONG_SUM or max(spec.output_size) > WINOGRAD_PLANE
     return is_plain(forward, spec)
 
 
@@ -140,6 +137,7 @@ def is_plain(forward: Forward, spec: ConvSpec) -> bool:
 
 def attempt(
     forward: Forward,
+    way: int,
     sums: Sums,
     multiprocessors: int,
     splits_filters: bool,
@@ -186,7 +184,7 @@ def attempt(
     blocks = choose_blocks(all_tiles, multiprocessors, len(taps.counts))
     return Configuration(
         sums=sums,
-        apart=forward.phases is not None and forward.phases.apart > 1,
+        way=way,
         filter_blocks=filter_blocks,
         splits_filters=splits_filters,
         unfolds=unfolds,

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 
 from convsmith.kernels.implicit_gemm_cut import PARTS, Configuration, Halves
-from convsmith.kernels.implicit_gemm_forward import Forward, forward_of
+from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import VECTOR, vectors_at_once
 from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
@@ -52,7 +52,7 @@ def predicted_tiles_ms(
     spec: ConvSpec, configuration: Configuration, ceilings: Ceilings, multiprocessors: int
 ) -> float:
     """Time of ``spec``: memory, or the tiles that a multiprocessor goes over one by one."""
-    forward = forward_of(spec, configuration.apart)
+    forward = forwards_of(spec)[configuration.way]
     rate = ceilings.fp16_TFLOPs / multiprocessors / H100_FP16_TFLOPS_PER_MULTIPROCESSOR
     memory_ms = spec.bytes_moved / (ceilings.copy_TBps * 1e9)
     filters = forward.groups * configuration.filter_blocks * configuration.block_filters
