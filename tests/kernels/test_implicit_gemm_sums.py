@@ -14,8 +14,8 @@ from convsmith import execute
 from convsmith.bench.accuracy import Distribution
 from convsmith.errors import KernelUnavailableError
 from convsmith.kernels import implicit_gemm
+from convsmith.kernels.implicit_gemm_accuracy import sums_of
 from convsmith.kernels.implicit_gemm_forward import forwards_of
-from convsmith.kernels.implicit_gemm_tiles import sums_of
 from convsmith.spec import Direction
 
 FAMILY = "implicit_gemm"

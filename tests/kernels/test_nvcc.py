@@ -47,15 +47,15 @@ DEPTHWISE = (
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.TF32, 0),
-    ("kb55", Direction.FORWARD, Precision.FLOAT32, 172),  # copied by runs
-    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 80),  # six products
-    ("kb50", Direction.FORWARD, Precision.TF32, 8),  # few channels
-    ("kb55", Direction.FORWARD, Precision.FLOAT16, 16),
-    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 76),  # copied by runs
-    ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 148),
+    ("kb55", Direction.FORWARD, Precision.FLOAT32, 128),  # copied by runs
+    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 72),  # five products
+    ("kb50", Direction.FORWARD, Precision.TF32, 0),  # few channels
+    ("kb55", Direction.FORWARD, Precision.FLOAT16, 0),
+    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 36),  # copied by runs
+    ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 0),
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 0),  # phases that share blocks
-    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 160),
-    ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 88),  # row phases apart
+    ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 36),
+    ("rn50_l2_3x3s2", Direction.GRAD_INPUT, Precision.FLOAT32, 44),  # row phases apart
     ("kb55", Direction.GRAD_WEIGHT, Precision.TF32, 24),
     ("kb55", Direction.GRAD_WEIGHT, Precision.FLOAT32, 374),
     ("kb55", Direction.GRAD_WEIGHT, Precision.BFLOAT16, 16),

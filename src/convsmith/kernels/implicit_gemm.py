@@ -8,12 +8,12 @@ from typing import Any
 
 import torch
 
+from convsmith.kernels.implicit_gemm_accuracy import errs_more_than_cudnn
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forwards_of
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
-    FEW_TERMS,
     configure_tiles,
     flat_columns_of,
     timed_tilings,
@@ -32,7 +32,7 @@ from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration
 from convsmith.kernels.implicit_gemm_weight_times import predicted_weight_ms
 from convsmith.kernels.source import KernelSource, render
 from convsmith.roofline import Ceilings
-from convsmith.spec import ConvSpec, Direction, Precision
+from convsmith.spec import ConvSpec, Direction
 
 NAME = "implicit_gemm"
 LEAST_CAPABILITY = (9, 0)  # and no other: wgmma
@@ -42,8 +42,6 @@ SIMULATION = 2
 # Of all that fit, those worth measuring: so many, and predicted to take so much longer at most.
 MOST_ALTERNATIVES = 3
 LONGEST_ALTERNATIVE = 1.3
-
-FEW_GROUP_CHANNELS = 16
 
 _ELEMENT = {
     torch.float32: "float",
@@ -76,19 +74,6 @@ def obstacle(spec: ConvSpec) -> str | None:
     if spec.input_shape[0] * tiling.tall_height >= 2**31:
         return "its images have more rows than 32 bits count"
     return None
-
-
-def errs_more_than_cudnn(spec: ConvSpec) -> bool:
-    """Whether its errors are larger than cuDNN's, as measured, on operands in [0, 1).
-
-    In an input gradient of 30 terms 0.52e-7 in rms, and cuDNN's is 0.46e-7. In the weight
-    gradient of the same groups, of 15 channels, 0.77e-7, and cuDNN's is 0.52e-7.
-    """
-    if spec.precision is not Precision.FLOAT32 or spec.groups == 1:
-        return False
-    if spec.direction is Direction.GRAD_WEIGHT:
-        return spec.weight_shape[1] < FEW_GROUP_CHANNELS
-    return spec.direction is Direction.GRAD_INPUT and forwards_of(spec)[0].terms < FEW_TERMS
 
 
 def configure(

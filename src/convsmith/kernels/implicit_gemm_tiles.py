@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_accuracy import sums_of
 from convsmith.kernels.implicit_gemm_cut import (
     DOUBLE_SHAPES,
     HALF,
@@ -20,24 +21,10 @@ from convsmith.kernels.implicit_gemm_cut import (
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR, BlockUse, share_out
 from convsmith.kernels.implicit_gemm_times import tiles_us
-from convsmith.spec import ConvSpec, Direction, Pair, Precision
+from convsmith.spec import ConvSpec, Pair
 
-MOST_STAGE_TAPS = 4
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
-# Where cuDNN errs little in the float32 class, and where it does not, as measured.
-FEW_TERMS = 64  # of a forward of one tap
-FEW_TERMS_OF_TAPS = 100  # of a forward of several
-LONG_SUM = 1536  # terms of a forward
-WINOGRAD_PLANE = 32  # rows and columns of a forward's output, at most
-WINOGRAD_TERMS = 512  # of a forward, at least
-PLAIN_PLANE = 65  # rows and columns of an input gradient, at least
-PLAIN_TERMS = 256  # of an input gradient, at least
-MANY_TERMS = 3000  # of an input gradient
-SMALL_PLANE = 20  # rows and columns of x, whose gradient it is, at most
-FEW_CHANNELS = 16  # of it, at most
-FEW_PLAIN_TERMS = 144  # of a forward
-SHORT_SUM = 512  # terms
 MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
 
@@ -70,69 +57,6 @@ def fitting_tilings(spec: ConvSpec, way: int, multiprocessors: int) -> list[Conf
         if first is not None:
             fitting.append(first)
     return fitting
-
-
-def sums_of(forward: Forward, spec: ConvSpec) -> Sums:
-    """How ``forward``, which computes ``spec``, is summed, to err no more than cuDNN does.
-
-    In the float32 class that depends on how much this is: on which algorithm it takes.
-    """
-    if spec.precision is not Precision.FLOAT32:
-        return Sums(1, 1, False, MOST_STAGE_TAPS)
-    terms = forward.terms
-    if cudnn_errs_least(forward, spec):
-        if terms < SHORT_SUM:
-            return Sums(5, 1, True, 1)
-        is_long = spec.direction is Direction.FORWARD and terms >= LONG_SUM
-        return Sums(5, 3, True, 3) if is_long else Sums(5, 1, True, MOST_STAGE_TAPS)
-    if cudnn_errs_most(forward, spec):
-        return Sums(4, 2, False, 3) if terms < FEW_PLAIN_TERMS else Sums(3, 3, False, 3)
-    return Sums(3, 3, True, 3)
-
-
-def cudnn_errs_least(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether cuDNN's largest error is little more than a rounding of the largest result.
-
-    Then operands need all of their bits. It is so where sums are of few terms, and where cuDNN
-    takes Winograd's, FFT's or other algorithms with short sums.
-    """
-    if spec.direction is Direction.FORWARD:
-        few = FEW_TERMS if forward.kernel == (1, 1) else FEW_TERMS_OF_TAPS
-        return forward.terms < few or takes_winograd(forward, spec)
-    is_long = forward.phases is None and forward.terms >= MANY_TERMS
-    is_dilated = spec.stride == (1, 1) and spec.dilation != (1, 1)
-    if is_long or is_dilated or forward.kernel == (1, 1) or is_plain(forward, spec):
-        return False
-    is_small = max(spec.input_shape[2:]) <= SMALL_PLANE
-    has_few_channels = spec.weight_shape[1] <= FEW_CHANNELS and max(spec.stride) <= 2
-    return forward.terms < SHORT_SUM or not (is_small or has_few_channels)
-
-
-def cudnn_errs_most(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether cuDNN adds up a long sum's terms one by one."""
-    if spec.direction is Direction.FORWARD:
-        return forward.terms < LONG_SUM or max(spec.output_size) > WINOGRAD_PLANE
-    return is_plain(forward, spec)
-
-
-def takes_winograd(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether cuDNN does for ``forward``, or takes another such algorithm."""
-    return (
-        spec.groups == 1
-        and forward.stride == (1, 1)
-        and min(forward.kernel) > 1
-        and max(forward.out_size) <= WINOGRAD_PLANE
-        and forward.terms >= WINOGRAD_TERMS
-    )
-
-
-def is_plain(forward: Forward, spec: ConvSpec) -> bool:
-    """Whether cuDNN computes an input gradient as a matrix product, with long sums."""
-    if forward.terms < PLAIN_TERMS or spec.groups > 1 or forward.phases is not None:
-        return False
-    is_large = min(forward.out_size) >= PLAIN_PLANE and forward.filters >= forward.channels
-    is_large = is_large and forward.kernel == (3, 3) and spec.dilation == (1, 1)
-    return forward.kernel == (1, 1) or is_large
 
 
 def attempt(
