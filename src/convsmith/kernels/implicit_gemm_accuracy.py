@@ -104,4 +104,6 @@ def errs_more_than_cudnn(spec: ConvSpec) -> bool:
         return False
     if spec.direction is Direction.GRAD_WEIGHT:
         return spec.weight_shape[1] < FEW_GROUP_CHANNELS
-    return spec.direction is Direction.GRAD_INPUT and forwards_of(spec)[0].terms < FEW_GROUP_TERMS
+    if spec.direction is Direction.FORWARD:
+        return False
+    return forwards_of(spec)[0].terms < FEW_GROUP_TERMS

@@ -74,7 +74,8 @@ class Sums:
 
     Args:
         products: of operands that make one.
-        most_terms: that the tensor cores sum up, of 16 channels of a tap each; of several products.
+        most_terms: that the tensor cores sum up, of 16 channels of a tap each, where there are
+            several products.
         compensates: what is lost when their sums are added is kept.
         most_stage_taps: of a stage of weights.
     """

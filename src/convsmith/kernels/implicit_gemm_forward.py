@@ -80,8 +80,8 @@ def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
     """The forward convolutions that compute ``spec``, each in another way.
 
     Of an input gradient, of stride 1, that of dy with the filters turned around; and with 1x1
-    filters that of planes whose rows are joined. Of others, that of dy with a filter for each phase
-    of x, whose row phases share blocks, or are apart.
+    filters that of planes whose rows are joined. Of others, that of dy with a filter for each
+    phase of x, whose row phases share blocks, or are apart.
     """
     if spec.direction is Direction.GRAD_INPUT and spec.stride != (1, 1):
         ways = (False, True) if 1 < spec.stride[0] <= MOST_APART else (False,)
