@@ -23,28 +23,18 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
     assert reason is None, reason
 
 
-# What the record of the H100 is not right in. The next record has to do without each.
-#
-# A largest error is of one element, and chance. Where results are one product or two, cuDNN's own
-# is little more than a rounding.
-KNOWN_FAULTS = {
-    "h100-80gb-hbm3": {
-        "dense c_b8_c1024k1024_14_k3_g32 grad_input float32 nchw: "
-        "wrong: wide: largest error 2.05e-07, at most 1.68e-07",
-    }
-}
-
-
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_record_is_complete_and_right(path: Path) -> None:
-    found = faults(record.load(path))
-    assert len(found) == len(set(found))
-    assert set(found) == KNOWN_FAULTS.get(path.stem, set())
+    assert faults(record.load(path)) == []
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_what_was_wrong_before_was_so_by_chance(path: Path) -> None:
-    """Errors in rms are no chance: a row that has been wrong in them is not to be right later."""
+    """Errors in rms are no chance: a row that has been wrong in them is not to be right later.
+
+    A largest error is of one element, and chance. Where results are one product or two, cuDNN's own
+    is little more than a rounding.
+    """
     rows = record.load(path)["rows"]
     before = [fault for row in rows for fault in row.get("earlier_faults", ())]
     assert all("largest error" in fault for fault in before)
