@@ -6,14 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LARGEST_ERROR, PLAIN, Case
-from torch import Tensor
+from convolutions import LARGEST_ERROR, PLAIN
+from tilings import exact_result, simulated_result
 
 from convsmith.kernels import implicit_gemm
 from convsmith.kernels.implicit_gemm_weight_cut import WeightConfiguration
-from convsmith.launch import SimulatedLaunch, run_forward, run_input_gradient, run_weight_gradient
-from convsmith.planner import Candidate, Plan
-from convsmith.spec import ConvSpec, Direction
+from convsmith.spec import Direction
 
 LAYERS = {
     "small-planes": replace(PLAIN, batch=32, group_channels=512, group_filters=512, size=(7, 7)),
@@ -86,31 +84,5 @@ def test_all_of_them_compute_the_same(direction: Direction, precision: str) -> N
     dy = case.upstream(torch.conv2d(x, w, None, *case.geometry))
     exact = exact_result(case, direction, x, w, b, dy)
     for one in found:
-        ours = result(simulated(spec, one), direction, x, w, b, dy)
+        ours = simulated_result(spec, one, x, w, b, dy)
         assert (ours - exact).abs().max() / exact.abs().max() < LARGEST_ERROR[precision], one
-
-
-def simulated(spec: ConvSpec, configuration: object) -> SimulatedLaunch:
-    candidate = Candidate(implicit_gemm.NAME, None, "", configuration)
-    return SimulatedLaunch(Plan(spec, "the simulator", (candidate,), "", None))
-
-
-def result(
-    launch: SimulatedLaunch, direction: Direction, x: Tensor, w: Tensor, b: Tensor, dy: Tensor
-) -> Tensor:
-    if direction is Direction.FORWARD:
-        return run_forward(launch, x, w, b)
-    if direction is Direction.GRAD_INPUT:
-        return run_input_gradient(launch, dy, w)
-    return run_weight_gradient(launch, dy, x, torch.empty_like(b))
-
-
-def exact_result(
-    case: Case, direction: Direction, x: Tensor, w: Tensor, b: Tensor, dy: Tensor
-) -> Tensor:
-    x, w, b, dy = (tensor.double() for tensor in (x, w, b, dy))
-    if direction is Direction.FORWARD:
-        return torch.conv2d(x, w, b, *case.geometry)
-    if direction is Direction.GRAD_INPUT:
-        return torch.nn.grad.conv2d_input(x.shape, w, dy, *case.geometry)
-    return torch.nn.grad.conv2d_weight(x, w.shape, dy, *case.geometry)

@@ -6,16 +6,12 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LARGEST_ERROR, PLAIN, Case
-from torch import Tensor
+from convolutions import LARGEST_ERROR, PLAIN
+from tilings import exact_result, simulated_result
 
-from convsmith.kernels import implicit_gemm
-from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.kernels.implicit_gemm_forward import forwards_of
 from convsmith.kernels.implicit_gemm_tiles import timed_tilings
-from convsmith.launch import SimulatedLaunch, run_forward, run_input_gradient
-from convsmith.planner import Candidate, Plan
-from convsmith.spec import ConvSpec, Direction
+from convsmith.spec import Direction
 
 POINTWISE = replace(
     PLAIN, group_channels=40, group_filters=70, kernel_size=(1, 1), padding=(0, 0), size=(14, 10)
@@ -67,27 +63,8 @@ def test_all_tilings_of_joined_rows(name: str, direction: Direction, precision: 
     assert tilings
     x, w, b = case.tensors("cpu")
     dy = case.upstream(torch.conv2d(x, w, None, *case.geometry))
+    exact = exact_result(case, direction, x, w, b, dy)
+    most = LARGEST_ERROR["tf32" if case.dtype is torch.float16 else precision]
     for one in tilings:
-        ours, exact = computed(spec, one, case, x, w, b, dy)
-        most = LARGEST_ERROR["tf32" if case.dtype is torch.float16 else precision]
-        assert (ours.double() - exact).abs().max() / exact.abs().max() < most, one
-
-
-def computed(
-    spec: ConvSpec,
-    tiling: Configuration,
-    case: Case,
-    x: Tensor,
-    w: Tensor,
-    b: Tensor | None,
-    dy: Tensor,
-) -> tuple[Tensor, Tensor]:
-    """By the simulator, and in float64."""
-    candidate = Candidate(implicit_gemm.NAME, None, "", tiling)
-    launch = SimulatedLaunch(Plan(spec, "the simulator", (candidate,), "", None))
-    if spec.direction is Direction.FORWARD:
-        bias = None if b is None else b.double()
-        exact = torch.conv2d(x.double(), w.double(), bias, *case.geometry)
-        return run_forward(launch, x, w, b), exact
-    exact = torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), *case.geometry)
-    return run_input_gradient(launch, dy, w), exact
+        ours = simulated_result(spec, one, x, w, b, dy)
+        assert (ours - exact).abs().max() / exact.abs().max() < most, one

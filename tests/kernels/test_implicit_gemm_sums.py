@@ -138,7 +138,7 @@ def test_long_sums_err_like_short_ones(name: str, values: Distribution, device: 
 
 @pytest.mark.usefixtures("_float32_class")
 @pytest.mark.parametrize(
-    "kind", [pytest.param(kind, id=id) for id, kind in (("exact", EXACT), ("others", COMPENSATED))]
+    "kind", [EXACT, LONG_EXACT, COMPENSATED], ids=["exact", "long-exact", "compensated"]
 )
 def test_small_integers_stay_integers(kind: dict[str, tuple[Direction, Case]], device: str) -> None:
     """Nothing is cut off of their sums, so that there is nothing to make good."""
