@@ -18,6 +18,18 @@ struct Element<__half> {
     using Accumulator = float;
     static __device__ __forceinline__ float widen(__half value) { return __half2float(value); }
     static __device__ __forceinline__ __half narrow(float value) { return __float2half_rn(value); }
+
+    // Two at once, which takes a GPU one instruction.
+    static __device__ __forceinline__ void narrow(float first, float second, __half* to) {
+#ifdef CONVSMITH_SIMULATOR
+        to[0] = narrow(first);
+        to[1] = narrow(second);
+#else
+        const __half2 both = __floats2half2_rn(first, second);
+        to[0] = __low2half(both);
+        to[1] = __high2half(both);
+#endif
+    }
 };
 
 template <>
@@ -28,6 +40,16 @@ struct Element<__nv_bfloat16> {
     }
     static __device__ __forceinline__ __nv_bfloat16 narrow(float value) {
         return __float2bfloat16_rn(value);
+    }
+    static __device__ __forceinline__ void narrow(float first, float second, __nv_bfloat16* to) {
+#ifdef CONVSMITH_SIMULATOR
+        to[0] = narrow(first);
+        to[1] = narrow(second);
+#else
+        const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
+        to[0] = __low2bfloat16(both);
+        to[1] = __high2bfloat16(both);
+#endif
     }
 };
 

@@ -64,6 +64,16 @@ __device__ __forceinline__ Vector<unsigned, kVector / 4> in_8_bits(const float (
     return bytes;
 }
 
+// A vector's values in 16 bits each.
+template <typename Operand>
+__device__ __forceinline__ void narrow(const float (&values)[kVector],
+                                       Vector<Operand, kVector>& rounded) {
+#pragma unroll
+    for (int c = 0; c < kVector; c += 2) {
+        Element<Operand>::narrow(values[c], values[c + 1], rounded.values + c);
+    }
+}
+
 // Writes the vectors of scaled values, `step` vectors apart: one, two parts, or those and residues.
 // What is not finite is all in the second part, which meets the other operand's first part alone,
 // for others may have the other sign; unless this is not careful, and infinity becomes NaN.
@@ -77,7 +87,11 @@ __device__ __forceinline__ void write_parts(float (&values)[kVector], Vector<Ope
 #pragma unroll
         for (int c = 0; c < kVector; ++c) {
             const bool is_split = !kIsCareful || magnitude_bits(values[c]) < kInfinityBits;
-            rounded.values[c] = Element<Operand>::narrow(is_split ? values[c] : 0.0f);
+            first[c] = is_split ? values[c] : 0.0f;
+        }
+        narrow(first, rounded);
+#pragma unroll
+        for (int c = 0; c < kVector; ++c) {
             first[c] = Element<Operand>::widen(rounded.values[c]);
             values[c] -= first[c];
         }
@@ -86,8 +100,7 @@ __device__ __forceinline__ void write_parts(float (&values)[kVector], Vector<Ope
             last[kSide == Side::kFilters] = in_8_bits(first, ResidueScales<kSide>::kOfFirst);
         }
     }
-#pragma unroll
-    for (int c = 0; c < kVector; ++c) rounded.values[c] = Element<Operand>::narrow(values[c]);
+    narrow(values, rounded);
     to[kVectors > 1 ? step : 0] = rounded;
     if constexpr (kVectors > 2) {
 #pragma unroll

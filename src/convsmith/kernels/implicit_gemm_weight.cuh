@@ -36,7 +36,7 @@ __device__ __forceinline__ void take_registers() {
 template <typename S>
 __global__ void __launch_bounds__(S::kThreads, 1)
     weight_gradient(const WeightProblem problem, const WeightShared<S> parts, const Tensors tensors,
-                    const int sums_bias, float* __restrict__ partial) {
+                    float* __restrict__ partial) {
     auto* shared = shared_memory<unsigned char>();
     auto& head = *shared_memory<typename WeightShared<S>::Head>();
     const int thread = static_cast<int>(threadIdx.x);
@@ -67,15 +67,15 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         auto& place = head.places[thread];
         place.row = tap / columns - job.first_tap / columns;
         place.y = unit.filter / kVector * S::kPixels;
-        place.x = unit.channel / kVector * WeightShared<S>::pixels_of_x(problem) +
+        place.x = unit.channel / kVector * S::template kRowPixels<true> +
                   phase * static_cast<int>(problem.x_pixels) + shift;
     }
     __syncthreads();
 
     if (warpgroup >= S::kConsumers) {
         take_registers<S, S::kLoaderRegisters>();
-        RowLoader<S> loader(problem, job, tensors, sums_bias != 0 && job.has_bias(), shared, parts,
-                            head, thread - S::kConsumers * ptx::kWarpgroup);
+        RowLoader<S> loader(problem, job, tensors, shared, parts, head,
+                            thread - S::kConsumers * ptx::kWarpgroup);
         loader.load(partial + problem.splits * part.sums + job.split * part.biases +
                     job.group * problem.filters + job.first_filter);
     } else {
@@ -102,7 +102,7 @@ __global__ void __launch_bounds__(kAddPartsThreads)
     const float* from = partial + index;
     if (is_bias) {
         const std::int64_t filter = index - part.sums;
-        if (bias_gradient == nullptr || filter >= part.biases) return;
+        if (!S::kSumsBias || filter >= part.biases) return;
         to = bias_gradient + filter;
         from = partial + problem.splits * part.sums + filter;
     } else {
@@ -150,7 +150,9 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
     auto* gradient = reinterpret_cast<T*>(addresses[2]);
     auto* bias_gradient = reinterpret_cast<T*>(addresses[3]);
     auto* partial = reinterpret_cast<float*>(addresses[4]);
-    const int sums_bias = bias_gradient != nullptr;
+    if ((bias_gradient != nullptr) != S::kSumsBias) {
+        return "implicit_gemm: the kernel was not made for this bias";
+    }
     const auto bytes_of = [&](const std::int64_t (&strides)[4], std::int64_t channels,
                               const std::int64_t (&size)[2]) {
         const std::int64_t last = (problem.images - 1) * strides[0] +
@@ -163,14 +165,14 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
         {addresses[0], addresses[1]},
         {addresses[0] + bytes_of(problem.y_strides, problem.filters, problem.y_size),
          addresses[1] + bytes_of(problem.x_strides, channels, problem.x_size)}};
-    const WeightShared<S> parts(problem, sums_bias != 0);
+    const WeightShared<S> parts(problem);
     const std::int64_t blocks = Job::count<S>(problem) * problem.splits;
     const char* error = launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
                                dim3(S::kThreads), static_cast<std::size_t>(parts.bytes), stream,
-                               problem, parts, tensors, sums_bias, partial);
+                               problem, parts, tensors, partial);
     if (error != nullptr) return error;
     const Partial<S> part(problem);
-    const std::int64_t values = part.sums + (sums_bias ? part.biases : 0);
+    const std::int64_t values = part.sums + (S::kSumsBias ? part.biases : 0);
     return launch(add_parts<S>,
                   dim3(static_cast<unsigned>((values + kAddPartsThreads - 1) / kAddPartsThreads)),
                   dim3(kAddPartsThreads), 0, stream, problem, static_cast<const float*>(partial),

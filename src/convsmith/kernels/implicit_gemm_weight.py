@@ -83,7 +83,7 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(line.x_pixels, geometry.phases),
         *(strip.line_step, strip.row_step, strip.span, strip.advance),
         *(rings.lines, rings.rows),
-        *(configuration.x_columns, *configuration.load_bytes, rings.slice_bytes),
+        *(configuration.x_columns, rings.slice_bytes),
         *(geometry.row_taps, geometry.unfolded, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
@@ -92,9 +92,14 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
 def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[str, ...]:
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     geometry, line = configuration.geometry, configuration.line
-    numbers = (geometry.products, geometry.unit_columns, configuration.slots, line.y_pixels)
-    kinds = (str(kind).lower() for kind in (line.segments > 1, configuration.is_plain))
-    loading = (geometry.lanes, configuration.rings.loads, configuration.loaders)
-    shares_filters = str(configuration.unit_filters == 1 or configuration.slots == 1).lower()
-    what = ", ".join((element, *map(str, numbers), *kinds, *map(str, loading), shares_filters))
+    shares_filters = configuration.unit_filters == 1 or configuration.slots == 1
+    arguments = (  # WeightGradient of implicit_gemm_weight_problem.cuh
+        *(geometry.products, geometry.unit_columns, configuration.slots),
+        *(line.segments, configuration.is_plain, geometry.lanes),
+        *(configuration.rings.loads, configuration.loaders, shares_filters, geometry.has_bias),
+        *(line.y_pixels, geometry.phases * line.x_pixels),
+        *configuration.load_bytes,
+        *geometry.lie_alike,
+    )
+    what = ", ".join((element, *(str(argument).lower() for argument in arguments)))
     return (f"convsmith::implicit_gemm::WeightGradient<{what}>",)

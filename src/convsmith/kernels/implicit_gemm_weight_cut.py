@@ -7,9 +7,10 @@ from dataclasses import dataclass
 
 from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
 from convsmith.kernels.implicit_gemm_rings import VECTOR
-from convsmith.spec import ConvSpec, Pair, Precision
+from convsmith.spec import ConvSpec, Pair, Precision, Shape
 
 UNIT_FILTERS = 64
+MOST_UNIT_CHANNELS = {1: 64, 3: 32}  # by the number of products: of three, some wait to be added
 BLOCK_CHANNELS = 9 * 64  # of all units of a block
 CONSUMERS = 3
 UNFOLDED_CHANNELS = 16  # that few channels should become
@@ -19,6 +20,7 @@ MOST_LINES = 3  # in shared memory
 MOST_ROWS = 64
 MOST_LOADS = 6
 MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
+PIECE_BYTES = 16  # that are copied at once
 LOADING_WARPS = 4  # of a warpgroup
 LOADED_BYTES = 24 * 1024  # of a warp, on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
@@ -28,7 +30,7 @@ BLOCK_BYTES = {1: 227 * 1024, 3: 188 * 1024}
 WEIGHT_HEAD_BYTES = 1792  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
-FEW_SUMS = 96  # channels of all units of a multiplying warpgroup, that leave registers
+FEW_SUMS = {1: 96, 3: 64}  # channels of all units of a warpgroup, that leave registers
 LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 
 
@@ -48,6 +50,7 @@ class WeightGeometry:
         row_taps: of a filter row; 0 where channels are not unfolded.
         unfolded: taps that become one; 1 where they are not.
         lanes: channels that each becomes; 0 where it is not unfolded.
+        lie_alike: whether rows of all channels and images do, to 16 bytes, of dy and of x.
     """
 
     batch: int
@@ -66,11 +69,13 @@ class WeightGeometry:
     row_taps: int
     unfolded: int
     lanes: int
+    lie_alike: tuple[bool, bool]
 
     @property
     def unit_columns(self) -> int:
         """Channels of a unit."""
-        return min(64, max(16, 1 << (self.channels - 1).bit_length()))
+        most = MOST_UNIT_CHANNELS[self.products]
+        return min(most, max(16, 1 << (self.channels - 1).bit_length()))
 
     @property
     def phases(self) -> int:
@@ -222,7 +227,13 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
         spec.dtype.itemsize,
         *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
         *(row_taps, unfolded, lanes),
+        (lie_alike(spec.output_strides, spec), lie_alike(spec.input_strides, spec)),
     )
+
+
+def lie_alike(strides: Shape, spec: ConvSpec) -> bool:
+    """Whether a tensor's rows of all channels and images begin alike, to a piece of 16 bytes."""
+    return all(stride * spec.dtype.itemsize % PIECE_BYTES == 0 for stride in strides[:2])
 
 
 def lanes_of(taps: int) -> int:
@@ -276,7 +287,7 @@ def units_to_try(geometry: WeightGeometry) -> list[tuple[int, int, int]]:
     units = BLOCK_CHANNELS // geometry.unit_columns
     of_several = units
     if geometry.products == 1:
-        of_several = CONSUMERS * max(3, FEW_SUMS // geometry.unit_columns)
+        of_several = CONSUMERS * max(3, FEW_SUMS[1] // geometry.unit_columns)
     return [
         (f, c, t)
         for t in range(1, min(taps, units) + 1)
@@ -394,9 +405,10 @@ def attempt_lines(
 
 
 def loading_warpgroups(geometry: WeightGeometry, slots: int) -> int:
-    """Two where taps are taken apart, so that it takes longest, if registers suffice."""
-    few_sums = slots * geometry.unit_columns <= FEW_SUMS and geometry.products == 1
-    return 2 if geometry.lanes and few_sums else 1
+    """Two where loading takes longest, if registers suffice."""
+    few_sums = slots * geometry.unit_columns <= FEW_SUMS[geometry.products]
+    takes_longest = geometry.lanes > 0 or geometry.products == 3
+    return 2 if takes_longest and few_sums else 1
 
 
 def choose_splits(jobs: int, lines: int, split_bytes: int, multiprocessors: int) -> int:

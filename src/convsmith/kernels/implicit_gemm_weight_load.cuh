@@ -29,7 +29,7 @@ class RowLoader {
 
     // `thread` is of the loading ones.
     __device__ RowLoader(const WeightProblem& problem, const Job& job, const Tensors& tensors,
-                         bool sums_bias, unsigned char* shared, const WeightShared<S>& parts,
+                         unsigned char* shared, const WeightShared<S>& parts,
                          typename WeightShared<S>::Head& head, int thread)
         : problem_(problem),
           parts_(parts),
@@ -41,7 +41,7 @@ class RowLoader {
                          static_cast<int>(problem.dilation[0]) -
                      static_cast<int>(problem.padding[0])),
           first_slice_(job.first_channel / kVector),
-          sums_bias_(sums_bias),
+          sums_bias_(S::kSumsBias && job.has_bias()),
           line_(problem, job.split),
           next_line_(line_) {
         loads_ = shared + parts.loads + warp_ * S::kLoads * parts.slice_bytes;
@@ -50,7 +50,7 @@ class RowLoader {
             describe(tensors, job);
         }
         make_tables<S>(problem, reinterpret_cast<int*>(shared + parts.tables), thread);
-        if (sums_bias) {
+        if (sums_bias_) {
             const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
             for (int i = thread; i < filters * 32; i += kThreads) biases_[i] = 0;
         }
@@ -70,24 +70,19 @@ class RowLoader {
             const int fresh = line_.fresh(), first = slot;
             float x_largest = 0, y_largest = 0;
 #pragma unroll 1
-            for (int i = 0; i <= fresh; ++i) {
-                const bool is_x = i < fresh;
-                make_room(is_x, i);
-                const int exponent = is_x ? x_scale.exponent : y_scale.exponent;
-                const float largest =
-                    bring(is_x, row_of(line_, i, is_x), place_of(is_x, slot), exponent);
-                if (is_x) {
-                    x_largest = ptx::max_or_nan(x_largest, largest);
-                    slot = next_slot(slot);
-                } else {
-                    y_largest = largest;
-                }
+            for (int i = 0; i < fresh; ++i, slot = next_slot(slot)) {
+                make_room_for_x(i);
+                bring<true>(row_of<true>(line_, i), place_of<true>(slot), x_scale.exponent,
+                            x_largest);
             }
+            if (waiting_ == static_cast<int>(problem_.lines)) wait_for_oldest();
+            bring<false>(row_of<false>(line_, 0), place_of<false>(slot), y_scale.exponent,
+                         y_largest);
             unsigned x_bits = magnitude_bits(x_largest), y_bits = magnitude_bits(y_largest);
             find_largest(x_bits, y_bits);
             if constexpr (S::kScales) {
-                agree(true, first, x_scale, x_bits);
-                agree(false, first, y_scale, y_bits);
+                agree<true>(first, x_scale, x_bits);
+                agree<false>(first, y_scale, y_bits);
             }
             if (lane_ == 0) head_.lowest[stage_.stage][warp_] = line_.lowest();
             if (warp_ == 0 && lane_ == 0) {
@@ -99,7 +94,7 @@ class RowLoader {
             stage_.advance(static_cast<int>(problem_.lines));
             ++waiting_;
         }
-        if (!sums_bias_) return;
+        if (!S::kSumsBias || !sums_bias_) return;
         ptx::bar_sync(kBarrier, kThreads);
         for (int i = warp_ * 32 + lane_; i < head_.tensors[0].count; i += kThreads) {
             float sum = 0;
@@ -128,8 +123,8 @@ class RowLoader {
     // Writes down what is to be known of dy and of x.
     __device__ __forceinline__ void describe(const Tensors& tensors, const Job& job) {
         const auto describe_one = [&](int number, const std::int64_t (&strides)[4],
-                                      std::int64_t of_group, int first, int of_block, int pixels,
-                                      int table, int low) {
+                                      std::int64_t of_group, int first, int of_block, int table,
+                                      int low) {
             auto& tensor = head_.tensors[number];
             tensor.begin = tensors.begin[number];
             tensor.end = tensors.end[number];
@@ -142,18 +137,14 @@ class RowLoader {
                           std::int64_t{sizeof(T)};
             tensor.count = min(static_cast<int>(of_group) - first, of_block);
             tensor.slices = (tensor.count + kVector - 1) / kVector;
-            tensor.pixels = pixels;
             tensor.table = table;
             tensor.low = low;
-            tensor.load_bytes = static_cast<int>(problem_.load_bytes[number]);
         };
-        const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
         describe_one(0, problem_.y_strides, problem_.filters, job.first_filter,
-                     static_cast<int>(problem_.unit_filters) * kRowsOfBlock, S::kPixels, x_pixels,
-                     parts_.y_vectors);
+                     static_cast<int>(problem_.unit_filters) * kRowsOfBlock,
+                     S::template kRowPixels<true>, parts_.y_vectors);
         describe_one(1, problem_.x_strides, problem_.channels, job.first_channel,
-                     static_cast<int>(problem_.unit_channels) * S::kColumns, x_pixels, 0,
-                     parts_.x_vectors);
+                     static_cast<int>(problem_.unit_channels) * S::kColumns, 0, parts_.x_vectors);
         if constexpr (S::kUnfolds) {
             // Of which channels the block's slices are, each says itself.
             auto& x = head_.tensors[1];
@@ -174,30 +165,31 @@ class RowLoader {
     }
 
     // Channels that exist from a slice's first one on.
-    __device__ __forceinline__ int channels_from(bool is_x, int slice) const {
-        if constexpr (S::kUnfolds) {
-            if (is_x) return static_cast<int>(problem_.channels) / S::kLanes - channel_of(slice);
+    template <bool kIsX>
+    __device__ __forceinline__ int channels_from(int slice) const {
+        if constexpr (S::kUnfolds && kIsX) {
+            return static_cast<int>(problem_.channels) / S::kLanes - channel_of(slice);
         }
-        return head_.tensors[is_x].count - slice * kVector;
+        return head_.tensors[kIsX].count - slice * kVector;
     }
 
     // From a row of the block's first channel to a slice's, in bytes.
-    __device__ __forceinline__ std::int64_t offset_of(bool is_x, int slice) const {
-        const std::int64_t of_channel = head_.tensors[is_x].of_channel;
-        if constexpr (S::kUnfolds) {
-            if (is_x) return channel_of(slice) * of_channel;
-        }
+    template <bool kIsX>
+    __device__ __forceinline__ std::int64_t offset_of(int slice) const {
+        const std::int64_t of_channel = head_.tensors[kIsX].of_channel;
+        if constexpr (S::kUnfolds && kIsX) return channel_of(slice) * of_channel;
         return slice * (kVector * of_channel);
     }
 
     // The i-th new row of x of a line, or its row of dy.
-    __device__ __forceinline__ Row row_of(const LineWalk& line, int i, bool is_x) const {
-        const auto& tensor = head_.tensors[is_x];
+    template <bool kIsX>
+    __device__ __forceinline__ Row row_of(const LineWalk& line, int i) const {
+        const auto& tensor = head_.tensors[kIsX];
         int h = line.row(), first = line.column();
         int end = min(first + static_cast<int>(problem_.run_columns),
                       static_cast<int>(problem_.y_size[1]));
         bool exists = true;
-        if (is_x) {
+        if constexpr (kIsX) {
             const auto stride = static_cast<int>(problem_.stride[1]);
             h = h * static_cast<int>(problem_.stride[0]) + first_row_ +
                 (static_cast<int>(problem_.span) - line.fresh() + i) *
@@ -213,8 +205,7 @@ class RowLoader {
                                        h * tensor.of_row) +
             begin;
         return {values, begin - first, exists ? max(end - begin, 0) : 0,
-                min(static_cast<int>(problem_.images) - line.image(),
-                    static_cast<int>(problem_.segments))};
+                min(static_cast<int>(problem_.images) - line.image(), S::kSegments)};
     }
 
     // Goes over to the next row of which this warp has a slice, if next_slice_ is past the end.
@@ -228,47 +219,60 @@ class RowLoader {
             }
         }
         if (!next_line_.exists()) return;
-        const bool is_x = next_row_ < next_line_.fresh();
-        const auto& tensor = head_.tensors[is_x];
-        const Row row = row_of(next_line_, next_row_, is_x);
+        if (next_row_ < next_line_.fresh()) {
+            begin_row<true>();
+        } else {
+            begin_row<false>();
+        }
+    }
+    template <bool kIsX>
+    __device__ __forceinline__ void begin_row() {
+        const auto& tensor = head_.tensors[kIsX];
+        const Row row = row_of<kIsX>(next_line_, next_row_);
         const auto begin = reinterpret_cast<std::uintptr_t>(row.values);
         next_begin_ = begin;
-        next_.bytes = row.count * static_cast<int>(sizeof(T));
-        next_.images = row.images;
+        next_bytes_ = row.count * static_cast<int>(sizeof(T));
+        next_images_ = row.images;
         const std::uintptr_t last =
-            begin + tensor.last + (row.images - 1) * tensor.of_image + next_.bytes;
-        next_.is_inside = Slice<S>::floor_of(begin) >= tensor.begin &&
-                          Slice<S>::floor_of(last + 15) <= tensor.end;
+            begin + tensor.last + (row.images - 1) * tensor.of_image + next_bytes_;
+        next_is_inside_ = Slice<S, kIsX>::floor_of(begin) >= tensor.begin &&
+                          Slice<S, kIsX>::floor_of(last + 15) <= tensor.end;
     }
 
     // Begins to copy this warp's next slice.
     __device__ __forceinline__ void begin_load(int stage) {
         if (next_line_.exists()) {
             const bool is_x = next_row_ < next_line_.fresh();
-            const auto& tensor = head_.tensors[is_x];
-            next_.begin = next_begin_ + offset_of(is_x, next_slice_);
-            next_.of_channel = tensor.of_channel;
-            next_.of_image = tensor.of_image;
-            next_.channels = channels_from(is_x, next_slice_);
-            next_.segments = static_cast<int>(problem_.segments);
-            next_.row_bytes = tensor.load_bytes;
-            next_.is_unfolded = is_x;
-            if (next_.bytes > 0) next_.copy(loads_ + stage * parts_.slice_bytes, lane_);
+            unsigned char* to = loads_ + stage * parts_.slice_bytes;
+            if (next_bytes_ > 0) {
+                if (is_x) {
+                    begin_slice<true>(to);
+                } else {
+                    begin_slice<false>(to);
+                }
+            }
             next_slice_ += S::kLoadingWarps;
-            if (next_slice_ >= tensor.slices) skip_rows();
+            if (next_slice_ >= head_.tensors[is_x].slices) skip_rows();
         }
         ptx::cp_async_commit_group();
     }
+    template <bool kIsX>
+    __device__ __forceinline__ void begin_slice(unsigned char* to) const {
+        const auto& tensor = head_.tensors[kIsX];
+        const Slice<S, kIsX> slice{next_begin_ + offset_of<kIsX>(next_slice_),
+                                   tensor.of_channel,
+                                   tensor.of_image,
+                                   next_bytes_,
+                                   next_images_,
+                                   channels_from<kIsX>(next_slice_)};
+        slice.copy(to, lane_, next_is_inside_);
+    }
 
-    // Returns when the place of the line's i-th new row of x is free, or that of its row of dy.
-    __device__ __forceinline__ void make_room(bool is_x, int i) {
-        if (is_x) {
-            const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh() + i;
-            while (waiting_ > 0 &&
-                   head_.lowest[done_.stage][warp_] <= number - static_cast<int>(problem_.rows)) {
-                wait_for_oldest();
-            }
-        } else if (waiting_ == static_cast<int>(problem_.lines)) {
+    // Returns when the place of the line's i-th new row of x is free.
+    __device__ __forceinline__ void make_room_for_x(int i) {
+        const int number = line_.lowest() + static_cast<int>(problem_.span) - line_.fresh() + i;
+        while (waiting_ > 0 &&
+               head_.lowest[done_.stage][warp_] <= number - static_cast<int>(problem_.rows)) {
             wait_for_oldest();
         }
     }
@@ -285,10 +289,11 @@ class RowLoader {
     }
 
     // Where the line's row of dy is to be, or a row of x of some slot.
-    __device__ __forceinline__ Operands* place_of(bool is_x, int slot) const {
+    template <bool kIsX>
+    __device__ __forceinline__ Operands* place_of(int slot) const {
         return reinterpret_cast<Operands*>(
             shared_ +
-            (is_x ? parts_.x + slot * parts_.x_bytes : parts_.y + stage_.stage * parts_.y_bytes));
+            (kIsX ? parts_.x + slot * parts_.x_bytes : parts_.y + stage_.stage * parts_.y_bytes));
     }
 
     // Writes down what the multiplying warpgroups have to know of the line, and of its new rows of
@@ -314,13 +319,15 @@ class RowLoader {
         bool exists;
     };
 
-    __device__ __forceinline__ const int* table_of(bool is_x) const {
-        return reinterpret_cast<const int*>(shared_ + parts_.tables) + head_.tensors[is_x].table;
+    template <bool kIsX>
+    __device__ __forceinline__ const int* table_of() const {
+        return reinterpret_cast<const int*>(shared_ + parts_.tables) + head_.tensors[kIsX].table;
     }
 
     // Unfolded, which column its channels' first tap meets; each tap's may exist or not.
-    template <bool kIsUnfolded>
+    template <bool kIsX>
     __device__ __forceinline__ Pixel pixel_of(const Row& row, const int* table, int number) const {
+        constexpr bool kIsUnfolded = S::kUnfolds && kIsX;
         const int step = kIsUnfolded ? static_cast<int>(problem_.stride[1]) : 1;
         const int entry = S::kIsPlain ? number * step : table[number];
         const int segment = S::kSideBySide ? entry >> 16 : 0;
@@ -341,107 +348,69 @@ class RowLoader {
                static_cast<unsigned>(column) < static_cast<unsigned>(row.count);
     }
 
-    // A row that is turned around, slice after slice.
-    struct Turned {
-        bool is_x;
-        const Row& row;
-        const int* table;
-        int pixels, low;
-        SliceLayout<S> layout;
-        float factor;
-        float largest = 0;          // magnitude that this thread has met, or infinity or NaN
-        int offsets[kVector] = {};  // of an image's rows in a slice
-    };
-
-    // Writes a row's operands; this thread's largest magnitude, or infinity or NaN.
-    __device__ __forceinline__ float bring(bool is_x, const Row& row, Operands* to, int exponent) {
-        const auto& tensor = head_.tensors[is_x];
-        Turned turned{is_x,
-                      row,
-                      table_of(is_x),
-                      tensor.pixels,
-                      tensor.low,
-                      {tensor, row.values, static_cast<int>(problem_.segments)},
-                      power_of_two(exponent)};
-        if constexpr (!S::kSideBySide) turned.layout.find_rows(0, 0, 0, turned.offsets);
+    // Writes a row's operands; `largest` is this thread's largest magnitude, or infinity or NaN.
+    template <bool kIsX>
+    __device__ __forceinline__ void bring(const Row& row, Operands* to, int exponent,
+                                          float& largest) {
+        constexpr int kPixels = S::template kRowPixels<kIsX>;
+        const auto& tensor = head_.tensors[kIsX];
+        const SliceLayout<S, kIsX> layout(tensor, row.values);
+        const float factor = power_of_two(exponent);
         const int slices = tensor.slices;
-        auto* vectors = to + slice_ * turned.pixels + lane_;
+        auto* vectors = to + slice_ * kPixels + lane_;
         int stage = load_stage_, slice = slice_;
 #pragma unroll 1
         for (; slice < slices; slice += S::kLoadingWarps) {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
-            const T* loaded = reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes);
-            if (S::kUnfolds && is_x) {
-                turn_around<S::kUnfolds>(turned, slice, loaded, vectors);
-            } else {
-                turn_around<false>(turned, slice, loaded, vectors);
-            }
-            vectors += S::kLoadingWarps * turned.pixels;
+            turn_around<kIsX>(row, layout, factor, slice,
+                              reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes),
+                              vectors, largest);
+            vectors += S::kLoadingWarps * kPixels;
             ptx::warp_sync();
             begin_load(stage);
             stage = stage + 1 == S::kLoads ? 0 : stage + 1;
         }
         load_stage_ = stage;
         slice_ = slice - slices;
-        return turned.largest;
     }
 
-    // Writes a slice's operands, this lane's from `to` on.
-    template <bool kIsUnfolded>
-    __device__ __forceinline__ void turn_around(Turned& turned, int slice, const T* loaded,
-                                                Operands* to) {
-        const T* rows[kVector];
-        if constexpr (!S::kSideBySide && !kIsUnfolded) {
-            const T* from = S::kIsPlain ? loaded + lane_ - turned.row.before : loaded;
-#pragma unroll
-            for (int c = 0; c < kVector; ++c) rows[c] = from + turned.offsets[c];
-        }
-        Taps taps{};
-        if constexpr (kIsUnfolded) taps = taps_of(slice);
+    // Writes a slice's operands, this lane's from `to` on: of some pixels at once, so that each need
+    // not wait for its own values.
+    template <bool kIsX>
+    __device__ __forceinline__ void turn_around(const Row& row, const SliceLayout<S, kIsX>& layout,
+                                                float factor, int slice, const T* loaded,
+                                                Operands* to, float& largest) {
+        constexpr int kPixels = S::template kRowPixels<kIsX>;
+        constexpr int kWhole = kPixels / (32 * S::kAtOnce) * (32 * S::kAtOnce);
+        constexpr bool kSums = S::kSumsBias && !kIsX;
+        const int low = head_.tensors[kIsX].low;
         float sums[kVector] = {};
         const auto turn = [&](auto count, int first) {
             constexpr int kCount = decltype(count)::value;
             T values[kCount][kVector];
+            take<kIsX>(row, layout, slice, loaded, first, values);
 #pragma unroll
             for (int i = 0; i < kCount; ++i) {
-                const Pixel pixel =
-                    pixel_of<kIsUnfolded>(turned.row, turned.table, first + i * 32 + lane_);
-                if constexpr (kIsUnfolded) {
-                    take_apart(loaded, turned.row, turned.layout, pixel, taps, values[i]);
-                } else if constexpr (S::kSideBySide) {
-                    take_of_image(loaded, turned.layout, pixel, values[i]);
-                } else {
-#pragma unroll
-                    for (int c = 0; c < kVector; ++c) {
-                        values[i][c] = Element<T>::narrow(0);
-                        if (pixel.exists) {
-                            values[i][c] = rows[c][S::kIsPlain ? first + i * 32 : pixel.column];
-                        }
-                    }
+                const int pixel = first + i * 32;
+                if (kPixels % 32 == 0 || pixel + lane_ < kPixels) {
+                    write_operands<S, false>(values[i], factor, to + pixel, low);
                 }
-            }
-#pragma unroll
-            for (int i = 0; i < kCount; ++i) {
-                write_operands<S, false>(values[i], turned.factor, to + first + i * 32, turned.low);
-                turned.largest = larger_of<S>(turned.largest, values[i]);
-                if (sums_bias_ && !turned.is_x) {
+                largest = larger_of<S>(largest, values[i]);
+                if constexpr (kSums) {
 #pragma unroll
                     for (int c = 0; c < kVector; ++c) sums[c] += widened<S>(values[i][c]);
                 }
             }
         };
-        // Some vectors at once, so that each need not wait for its own values.
-        int first = 0;
 #pragma unroll 1
-        for (; first + 32 * S::kAtOnce <= turned.pixels; first += 32 * S::kAtOnce) {
+        for (int first = 0; first < kWhole; first += 32 * S::kAtOnce) {
             turn(std::integral_constant<int, S::kAtOnce>{}, first);
         }
-#pragma unroll 1
-        for (; first + lane_ < turned.pixels; first += 32) {
-            turn(std::integral_constant<int, 1>{}, first);
+        if constexpr (kWhole < kPixels) {
+            turn(std::integral_constant<int, (kPixels - kWhole + 31) / 32>{}, kWhole);
         }
-        if (sums_bias_ && !turned.is_x) {
+        if (kSums && sums_bias_) {
 #pragma unroll
             for (int c = 0; c < kVector; ++c) {
                 biases_[(slice * kVector + c) * 32 + lane_] += sums[c];
@@ -449,9 +418,42 @@ class RowLoader {
         }
     }
 
+    // What lies in a slice of this lane's pixels, of every 32nd one from the first on.
+    template <bool kIsX, int kCount>
+    __device__ __forceinline__ void take(const Row& row, const SliceLayout<S, kIsX>& layout,
+                                         int slice, const T* loaded, int first,
+                                         T (&values)[kCount][kVector]) const {
+        constexpr int kPixels = S::template kRowPixels<kIsX>;
+        const int* table = table_of<kIsX>();
+        const T* rows[kVector];
+        if constexpr (!S::kSideBySide && !(S::kUnfolds && kIsX)) {
+            layout.find_rows(S::kIsPlain ? loaded + lane_ - row.before : loaded, 0, 0, rows);
+        }
+#pragma unroll
+        for (int i = 0; i < kCount; ++i) {
+            const int number = first + i * 32 + lane_;
+            Pixel pixel = pixel_of<kIsX>(row, table, min(number, kPixels - 1));
+            pixel.exists = pixel.exists && (kPixels % 32 == 0 || number < kPixels);
+            if constexpr (S::kUnfolds && kIsX) {
+                take_apart(loaded, row, layout, pixel, taps_of(slice), values[i]);
+            } else if constexpr (S::kSideBySide) {
+                take_of_image(loaded, layout, pixel, values[i]);
+            } else {
+#pragma unroll
+                for (int c = 0; c < kVector; ++c) {
+                    values[i][c] = Element<T>::narrow(0);
+                    if (pixel.exists) {
+                        values[i][c] = rows[c][S::kIsPlain ? first + i * 32 : pixel.column];
+                    }
+                }
+            }
+        }
+    }
+
     // A pixel's values of a slice of several images.
+    template <bool kIsX>
     static __device__ __forceinline__ void take_of_image(const T* loaded,
-                                                         const SliceLayout<S>& layout,
+                                                         const SliceLayout<S, kIsX>& layout,
                                                          const Pixel& pixel, T (&values)[kVector]) {
         int rows[kVector];
         layout.find_rows(pixel.column, 0, pixel.segment, rows);
@@ -464,7 +466,8 @@ class RowLoader {
 
     // What the taps of an unfolded slice meet of x.
     __device__ __forceinline__ void take_apart(const T* loaded, const Row& row,
-                                               const SliceLayout<S>& layout, const Pixel& pixel,
+                                               const SliceLayout<S, true>& layout,
+                                               const Pixel& pixel,
                                                const Taps& taps, T (&values)[kVector]) const {
         const T* rows[S::kVectorChannels];
         layout.find_rows(loaded + pixel.column + taps.first, taps.channel, pixel.segment, rows);
@@ -480,11 +483,12 @@ class RowLoader {
 
     // Takes over again what the line has brought of x or of dy, of which the largest magnitude is
     // known, if its scale does not suit it.
-    __device__ __forceinline__ void agree(bool is_x, int first, Scale<S>& scale, unsigned bits) {
+    template <bool kIsX>
+    __device__ __forceinline__ void agree(int first, Scale<S>& scale, unsigned bits) {
         const bool special = bits >= kInfinityBits;
         if (special) {
             float finite = 0;
-            visit(is_x, first, [&](const T(&values)[kVector], Operands*) {
+            visit<kIsX>(first, [&](const T(&values)[kVector], Operands*) {
 #pragma unroll
                 for (int c = 0; c < kVector; ++c) {
                     const float magnitude = fabsf(widened<S>(values[c]));
@@ -500,51 +504,47 @@ class RowLoader {
         const bool suits = scale.suits(bits);
         if (!suits || (special && S::kParts == 2)) {
             const float factor = power_of_two(scale.exponent);
-            const int low = head_.tensors[is_x].low;
-            visit(is_x, first, [&](const T(&values)[kVector], Operands* to) {
+            const int low = head_.tensors[kIsX].low;
+            visit<kIsX>(first, [&](const T(&values)[kVector], Operands* to) {
                 write_operands<S, true>(values, factor, to, low);
             });
         }
     }
 
     // Reads this warp's slices of the line's new rows once more, and where their operands are.
-    template <typename Visitor>
-    __device__ __forceinline__ void visit(bool is_x, int first, const Visitor& visitor) const {
-        const auto& tensor = head_.tensors[is_x];
-        const int* table = table_of(is_x);
-        const int rows = is_x ? line_.fresh() : 1;
+    template <bool kIsX, typename Visitor>
+    __device__ __forceinline__ void visit(int first, const Visitor& visitor) const {
+        constexpr int kPixels = S::template kRowPixels<kIsX>;
+        const int rows = kIsX ? line_.fresh() : 1;
         int slot = first;
 #pragma unroll 1
         for (int i = 0; i < rows; ++i, slot = next_slot(slot)) {
-            const Row row = row_of(line_, i, is_x);
-            Operands* to = place_of(is_x, slot);
+            const Row row = row_of<kIsX>(line_, i);
+            Operands* to = place_of<kIsX>(slot);
 #pragma unroll 1
-            for (int slice = warp_; slice < tensor.slices; slice += S::kLoadingWarps) {
+            for (int slice = warp_; slice < head_.tensors[kIsX].slices; slice += S::kLoadingWarps) {
 #pragma unroll 1
-                for (int number = lane_; number < tensor.pixels; number += 32) {
+                for (int number = lane_; number < kPixels; number += 32) {
                     T values[kVector];
-                    if (S::kUnfolds && is_x) {
-                        read<S::kUnfolds>(is_x, row, table, slice, number, values);
-                    } else {
-                        read<false>(is_x, row, table, slice, number, values);
-                    }
-                    visitor(values, to + slice * tensor.pixels + number);
+                    read<kIsX>(row, slice, number, values);
+                    visitor(values, to + slice * kPixels + number);
                 }
             }
         }
     }
 
     // Reads a pixel's values of a slice from the tensor.
-    template <bool kIsUnfolded>
-    __device__ __forceinline__ void read(bool is_x, const Row& row, const int* table, int slice,
-                                         int number, T (&values)[kVector]) const {
-        const auto& tensor = head_.tensors[is_x];
-        const Pixel pixel = pixel_of<kIsUnfolded>(row, table, number);
+    template <bool kIsX>
+    __device__ __forceinline__ void read(const Row& row, int slice, int number,
+                                         T (&values)[kVector]) const {
+        constexpr bool kIsUnfolded = S::kUnfolds && kIsX;
+        const auto& tensor = head_.tensors[kIsX];
+        const Pixel pixel = pixel_of<kIsX>(row, table_of<kIsX>(), number);
         Taps taps{};
         if constexpr (kIsUnfolded) taps = taps_of(slice);
-        const int count = channels_from(is_x, slice);
+        const int count = channels_from<kIsX>(slice);
         const auto from = reinterpret_cast<std::uintptr_t>(row.values + pixel.column + taps.first) +
-                          pixel.segment * tensor.of_image + offset_of(is_x, slice);
+                          pixel.segment * tensor.of_image + offset_of<kIsX>(slice);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
             const int channel = kIsUnfolded ? i / S::kLanesOfVector : i;
@@ -591,7 +591,8 @@ class RowLoader {
     LineWalk next_line_;
     int next_row_ = 0, next_slice_ = 0;
     std::uintptr_t next_begin_;  // of the row of the block's first channel
-    Slice<S> next_;
+    int next_bytes_, next_images_;
+    bool next_is_inside_;
 };
 
 }  // namespace convsmith::implicit_gemm

@@ -128,30 +128,20 @@ class WeightMultiplier {
                                                         const unsigned char* from, int pixel) {
         ptx::ldmatrix_x4_trans(filters, from + pixel * 16, S::kPixels * 16);
     }
-    // Operands' places are the same for all lanes, which the compiler does not see: it would keep
-    // each wgmma's in registers of every thread.
-    __device__ __forceinline__ std::uint64_t filters(int slot, int stage) const {
-        return ptx::matrix_descriptor(
-            shared_ + ptx::shared_by_lanes(parts_.y + stage * parts_.y_bytes + places(slot).y * 16),
-            kVector * 16, S::kPixels * 16);
-    }
+    // Where the channels are that the filters meet: the same for all lanes, which the compiler does
+    // not see: it would keep each wgmma's in registers of every thread.
     __device__ __forceinline__ std::uint64_t channels(int slot, int stage) const {
         return ptx::matrix_descriptor(
             shared_ + ptx::shared_by_lanes(parts_.x + row_of(slot, stage) * parts_.x_bytes +
                                            places(slot).x * 16),
-            kVector * 16, WeightShared<S>::pixels_of_x(problem_) * 16);
+            kVector * 16, S::template kRowPixels<true> * 16);
     }
 
-    // Of filters in shared memory, or in registers.
-    template <typename Filters>
-    static __device__ __forceinline__ void multiply_by(float (&sums)[kValues], const Filters& a,
-                                                       std::uint64_t b, bool accumulates) {
-        using ptx::Major;
-        if constexpr (std::is_same_v<Filters, ptx::Fragments>) {
-            ptx::wgmma<Operand, S::kColumns, Major::kMN>(sums, a, b, accumulates);
-        } else {
-            ptx::wgmma<Operand, S::kColumns, Major::kMN, Major::kMN>(sums, a, b, accumulates);
-        }
+    // Filters in registers by channels in shared memory.
+    static __device__ __forceinline__ void multiply_by(float (&sums)[kValues],
+                                                       const ptx::Fragments& filters,
+                                                       std::uint64_t channels, bool accumulates) {
+        ptx::wgmma<Operand, S::kColumns, ptx::Major::kMN>(sums, filters, channels, accumulates);
     }
 
     // Adds a line's products to the sums, as the tensor cores do. Filters come from registers: from
@@ -183,41 +173,62 @@ class WeightMultiplier {
         ptx::wgmma_wait_group<0>();
     }
 
-    // The same with split operands: the tensor cores' sums are of kSumPixels, begin with the low
-    // parts' products, which are small, and are added to those of all lines with rounding.
+    // The same with split operands: the tensor cores' sums are of kSumPixels.
     __device__ __forceinline__ void add_line_in_parts(int stage) {
+        constexpr int kWhole = S::kPixels / kSumPixels * kSumPixels;
+        std::uint64_t b[S::kSlots];
+#pragma unroll
+        for (int slot = 0; slot < S::kSlots; ++slot) b[slot] = channels(slot, stage);
+#pragma unroll 1
+        for (int first = 0; first < kWhole; first += kSumPixels) {
+            add_pixels<kSumPixels>(stage, first, b);
+        }
+        if constexpr (kWhole < S::kPixels) add_pixels<S::kPixels - kWhole>(stage, kWhole, b);
+    }
+
+    // Adds kCount pixels' products to the sums with rounding. The tensor cores' sums begin with the
+    // low parts' products, which are small.
+    template <int kCount>
+    __device__ __forceinline__ void add_pixels(int stage, int first,
+                                               const std::uint64_t (&b)[S::kSlots]) {
+        constexpr int kSteps = kCount / ptx::kWgmmaTerms;
+        ptx::Fragments high[kSteps], low[kSteps];
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) {
-            const std::uint64_t a = filters(slot, stage), b = channels(slot, stage);
+            if (slot == 0 || !S::kSharesFilters) {
+                const unsigned char* a = own_filters(slot, stage);
 #pragma unroll
-            for (int first = 0; first < S::kPixels; first += kSumPixels) {
-                const int end = min(first + kSumPixels, S::kPixels);
-                float products[kValues];
-                ptx::wgmma_fence();
-#pragma unroll
-                for (int pixel = first; pixel < end; pixel += ptx::kWgmmaTerms) {
-                    const auto high = ptx::moved(a, pixel), high_b = ptx::moved(b, pixel);
-                    multiply_by(products, high, ptx::moved(high_b, parts_.x_vectors),
-                                pixel > first);
-                    multiply_by(products, ptx::moved(high, parts_.y_vectors), high_b, true);
+                for (int step = 0; step < kSteps; ++step) {
+                    const int pixel = first + step * ptx::kWgmmaTerms;
+                    read_filters(high[step], a, pixel);
+                    read_filters(low[step], a, parts_.y_vectors + pixel);
                 }
-#pragma unroll
-                for (int pixel = first; pixel < end; pixel += ptx::kWgmmaTerms) {
-                    multiply_by(products, ptx::moved(a, pixel), ptx::moved(b, pixel), true);
-                }
-                ptx::wgmma_commit_group();
-                ptx::wgmma_wait_group<0>();
-#pragma unroll
-                for (int i = 0; i < kValues; ++i) sums_[slot][i] += products[i];
             }
+            float products[kValues];
+            ptx::wgmma_fence();
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                const auto high_b = ptx::moved(b[slot], first + step * ptx::kWgmmaTerms);
+                multiply_by(products, high[step], ptx::moved(high_b, parts_.x_vectors), step > 0);
+                multiply_by(products, low[step], high_b, true);
+            }
+#pragma unroll
+            for (int step = 0; step < kSteps; ++step) {
+                multiply_by(products, high[step],
+                            ptx::moved(b[slot], first + step * ptx::kWgmmaTerms), true);
+            }
+            ptx::wgmma_commit_group();
+            ptx::wgmma_wait_group<0>();
+#pragma unroll
+            for (int i = 0; i < kValues; ++i) sums_[slot][i] += products[i];
         }
     }
 
     // The same of x with infinity or NaN, which must not meet the zeros that fill a row of dy up.
     __device__ __forceinline__ void add_singly(int stage) {
         const int thread = static_cast<int>(threadIdx.x) % ptx::kWarpgroup;
-        const int x_pixels = WeightShared<S>::pixels_of_x(problem_);
-        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + x_pixels;
+        constexpr int kXPixels = S::template kRowPixels<true>;
+        const int* table = reinterpret_cast<const int*>(shared_ + parts_.tables) + kXPixels;
         const int images = static_cast<int>(problem_.images) - head_.images[stage];
         const int columns = static_cast<int>(problem_.y_size[1]) - head_.columns[stage];
 #pragma unroll
@@ -245,7 +256,7 @@ class WeightMultiplier {
                         sums_[slot][i + odd] += filters[0] * value;
                         sums_[slot][i + 2 + odd] += filters[1] * value;
                     }
-                    of_x += x_pixels * kVector;
+                    of_x += kXPixels * kVector;
                 }
             }
         }

@@ -42,7 +42,6 @@ struct WeightProblem {
     std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
     std::int64_t lines, rows;    // of the rings
     std::int64_t x_columns;      // of x that a line of one image reaches over
-    std::int64_t load_bytes[2];  // of a channel's row of dy, and of x, as it is loaded
     std::int64_t slice_bytes;    // of a slice that is loaded
     std::int64_t row_taps;       // of a filter row; 0 where channels are not unfolded
     std::int64_t unfolded;       // taps of an unfolded channel; else 1
@@ -55,11 +54,14 @@ struct Tensors {
 };
 
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
-// warpgroup has the sums of kSlots units of kColumns channels, over lines of kPixels. They are of
-// several images (kSideBySide), or of one; if neighbours in a line are neighbours in memory, of dy
-// and, unless it is unfolded, of x, it is plain. An unfolded channel has kLanes, another none.
-template <typename T, int kProducts_, int kColumns_, int kSlots_, int kPixels_, bool kSideBySide_,
-          bool kIsPlain_, int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_>
+// warpgroup has the sums of kSlots units of kColumns channels, over lines of kSegments images; if
+// neighbours in a line are neighbours in memory, of dy and, unless it is unfolded, of x, it is
+// plain. An unfolded channel has kLanes, another none.
+// Of a row of dy and of one of x, in all phases, are known: its pixels; a channel's bytes, as they
+// are loaded; and whether all channels' rows lie alike in memory, to 16 bytes.
+template <typename T, int kProducts_, int kColumns_, int kSlots_, int kSegments_, bool kIsPlain_,
+          int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_, bool kSumsBias_,
+          int kYPixels, int kXPixels, int kYBytes, int kXBytes, bool kYAlike, bool kXAlike>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -67,21 +69,30 @@ struct WeightGradient {
     static constexpr int kProducts = kProducts_;
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
-    static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kPixels_;
-    static constexpr bool kSideBySide = kSideBySide_, kIsPlain = kIsPlain_;
+    static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kYPixels;
+    static constexpr int kSegments = kSegments_;
+    static constexpr bool kSideBySide = kSegments > 1, kIsPlain = kIsPlain_;
+    template <bool kIsX>
+    static constexpr int kRowPixels = kIsX ? kXPixels : kYPixels;
+    template <bool kIsX>
+    static constexpr int kRowBytes = kIsX ? kXBytes : kYBytes;
+    template <bool kIsX>
+    static constexpr bool kLieAlike = kIsX ? kXAlike : kYAlike;
     static constexpr int kLanes = kLanes_;
     static constexpr bool kUnfolds = kLanes > 0;
     static constexpr int kLanesOfVector = kUnfolds && kLanes < kVector ? kLanes : kVector;
     static constexpr int kVectorChannels = kVector / kLanesOfVector;  // of an unfolded vector
     static constexpr bool kSharesFilters = kSharesFilters_;           // the units of a warpgroup do
+    static constexpr bool kSumsBias = kSumsBias_;                     // dy itself is added up, too
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kLoadingWarps = 4 * kLoaders;
 
-    // A multiplying thread keeps so many sums, and products that are not added yet; what it needs
-    // no registers for, loading threads have.
-    static constexpr int kKept = (kSlots + (kProducts == 1 ? 0 : 1)) * kColumns / 2;
+    // A multiplying thread keeps so many sums, and of three products those that are not added yet
+    // and filters of two parts; what it needs no registers for, loading threads have.
+    static constexpr int kKept =
+        kSlots * kColumns / 2 + (kProducts == 1 ? 0 : kColumns / 2 + 16);
     static constexpr int kConsumerRegisters = kLoaders == 2 ? 88
                                               : kKept > 96  ? 144
                                               : kKept > 64  ? 136
@@ -235,9 +246,8 @@ struct WeightShared {
         std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
         std::int64_t of_image, of_channel, of_row;  // strides, in bytes
         std::int64_t last;          // from the first channel's row to the last one's
-        int count, slices, pixels;  // channels of the block that exist; of a row of kVector
+        int count, slices;          // channels of the block that exist; of a row of kVector
         int table, low;             // where the pixels' table begins, and low parts' vectors
-        int load_bytes;             // of a channel's row
     };
     struct Head {
         Tensor tensors[2];
@@ -259,11 +269,11 @@ struct WeightShared {
     int y, x, loads, tables, biases, bytes;  // offsets
     int slice_bytes;
 
-    __host__ __device__ WeightShared(const WeightProblem& problem, bool has_bias) {
+    __host__ __device__ explicit WeightShared(const WeightProblem& problem) {
         const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
         const auto channels = static_cast<int>(problem.unit_channels) * S::kColumns;
         y_vectors = filters / kVector * S::kPixels;
-        x_vectors = channels / kVector * pixels_of_x(problem);
+        x_vectors = channels / kVector * S::template kRowPixels<true>;
         y_bytes = 16 * S::kParts * y_vectors;
         x_bytes = 16 * S::kParts * x_vectors;
         slice_bytes = static_cast<int>(problem.slice_bytes);
@@ -271,13 +281,8 @@ struct WeightShared {
         x = y + static_cast<int>(problem.lines) * y_bytes;
         loads = x + static_cast<int>(problem.rows) * x_bytes;
         tables = loads + S::kLoadingWarps * S::kLoads * slice_bytes;
-        biases = tables + (pixels_of_x(problem) + S::kPixels + 3) / 4 * 16;
-        bytes = biases + (has_bias ? filters * 32 * 4 : 0);
-    }
-
-    // Of a row of kVector channels.
-    static __host__ __device__ int pixels_of_x(const WeightProblem& problem) {
-        return static_cast<int>(problem.phases * problem.x_pixels);
+        biases = tables + (S::template kRowPixels<true> + S::kPixels + 3) / 4 * 16;
+        bytes = biases + (S::kSumsBias ? filters * 32 * 4 : 0);
     }
 };
 
@@ -286,21 +291,20 @@ struct WeightShared {
 template <typename S>
 __device__ __forceinline__ void make_tables(const WeightProblem& problem, int* x, int thread) {
     constexpr int kThreads = S::kLoadingWarps * 32;
-    const int pixels = WeightShared<S>::pixels_of_x(problem);
+    constexpr int kXPixels = S::template kRowPixels<true>;
     const auto row = static_cast<int>(problem.x_pixels);
     const auto pitch = static_cast<int>(problem.pitch);
-    const auto segments = static_cast<int>(problem.segments);
     const auto stride = static_cast<int>(problem.stride[1]);
-    for (int i = thread; i < pixels; i += kThreads) {
+    for (int i = thread; i < kXPixels; i += kThreads) {
         const int segment = i % row / pitch, phase = i / row;
         const int column =
             i % row % pitch * stride + phase * static_cast<int>(problem.dilation[1]) % stride;
-        x[i] = segment < segments ? segment << 16 | column : -1;
+        x[i] = segment < S::kSegments ? segment << 16 | column : -1;
     }
     for (int i = thread; i < S::kPixels; i += kThreads) {
         const int segment = i / pitch, column = i % pitch;
-        const bool exists = segment < segments && column < static_cast<int>(problem.run_columns);
-        x[pixels + i] = exists ? segment << 16 | column : -1;
+        const bool exists = segment < S::kSegments && column < static_cast<int>(problem.run_columns);
+        x[kXPixels + i] = exists ? segment << 16 | column : -1;
     }
 }
 
