@@ -165,7 +165,7 @@ def template_arguments(
         *(configuration.rings.block_channels, configuration.piece),
         *(configuration.rings.ahead, configuration.stage_taps),
     )
-    phases = forwards_of(spec)[0].phases
+    phases = forwards_of(spec)[configuration.way].phases
     shape, copies_runs = configuration.shape, configuration.patch.run_lead is not None
     what = (
         *(_ELEMENT[spec.dtype], configuration.products, configuration.sum_terms),

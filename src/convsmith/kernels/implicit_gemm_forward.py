@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
@@ -76,6 +77,7 @@ class Forward:
         return all(step % elements == 0 for step in self.out_strides[:3])
 
 
+@functools.cache
 def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
     """The forward convolutions that compute ``spec``, each in another way.
 
