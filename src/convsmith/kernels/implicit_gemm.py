@@ -59,12 +59,12 @@ def obstacle(spec: ConvSpec) -> str | None:
     if spec.direction is Direction.GRAD_WEIGHT:
         return weight_obstacle(spec)
     forward = forwards_of(spec)[0]
-    if forward.has_few_channels and spec.groups > 1:
+    if forward.unfolds and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
         return f"its stride has more than {MOST_PHASES} phases"
     taps = math.prod(forward.kernel)
-    if forward.has_few_channels:
+    if forward.unfolds:
         taps = max(forward.kernel[0], unfolded_channels(forward) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
