@@ -172,6 +172,7 @@ def template_arguments(
         configuration.sums.compensates,
         *(configuration.splits_filters, configuration.unfolds, *numbers),
         *(shape.count, shape.is_flat, phases.together if phases else 0, copies_runs),
+        configuration.loaders,
     )
     named = (str(one).lower() if isinstance(one, bool) else str(one) for one in what)
     return (f"convsmith::implicit_gemm::Convolution<{', '.join(named)}>",)

@@ -93,10 +93,11 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // rounding loses when these sums are added may be kept (kCompensates). Warpgroups share the pixels
 // of a tile and have filters of their own (kSplitsFilters), or the other way round. The outputs of
 // filters may interleave, kTogether of them as neighbours: they are phases of the input gradient of
-// a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns).
+// a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns). Warpgroups that bring
+// what others multiply are kLoaders.
 template <typename T, int kProducts_, int kSumTerms_, bool kCompensates_, bool kSplitsFilters_,
           bool kUnfolds_, int kBlockChannels_, int kPiece_, int kAhead_, int kStageTaps_,
-          int kHalves_, bool kIsFlat_, int kTogether_, bool kCopiesRuns_>
+          int kHalves_, bool kIsFlat_, int kTogether_, bool kCopiesRuns_, int kLoaders_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -125,18 +126,16 @@ struct Convolution {
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
-    // not added yet where there are several products. What rounding loses takes as many; then, and
-    // of two halves, they leave registers for one warpgroup that brings patches, else for two.
+    // not added yet where there are several products. What rounding loses takes as many.
     static constexpr int kHalves = kHalves_;
     static constexpr bool kIsFlat = kIsFlat_;
     static constexpr bool kCompensates = kCompensates_;
     static_assert(!kCompensates || (kHalves == 1 && kProducts > 1));
     static_assert(!kHasResidues || kCompensates);
-    static constexpr bool kHasManySums = kProducts > 1 && (kHalves == 2 || kCompensates);
-    static constexpr int kConsumers = 2, kLoaders = kHasManySums ? 1 : 2;  // warpgroups
+    static constexpr int kConsumers = 2, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kCompensates     ? 208
-                                              : kHasManySums   ? 216
+                                              : kLoaders == 1  ? 216
                                               : kProducts > 1  ? 160
                                               : kSplitsFilters ? 184
                                                                : 176;
