@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         Storing store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
         ptx::griddepcontrol_wait();  // for the filters' scales
-        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
+        for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
             store.prepare(TileWalk<S>(problem, tile).tile());
             multiplier.multiply(taps_of<S>(problem, head, TileWalk<S>(problem, tile).tile()));

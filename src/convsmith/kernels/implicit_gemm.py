@@ -149,6 +149,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         patch.run_lead or 0,
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
+        configuration.all_tiles,
         *(configuration.stores_pairs, configuration.stores_in_bulk, configuration.stores_runs),
         *(shape.owns_sectors, configuration.blocks, *phases),
     )

@@ -166,6 +166,7 @@ class Configuration:
         met_taps: of a tile, with those that fill its last stage: the mean, or the most where
             a block has but one tile.
         tiles: of outputs, down all images and across.
+        all_tiles: of these, of all groups and filter blocks.
         blocks: of the grid.
         workspace_bytes: packed weights.
     """
@@ -189,6 +190,7 @@ class Configuration:
     stage_taps: int
     met_taps: float
     tiles: Pair
+    all_tiles: int
     blocks: int
     workspace_bytes: int
 
@@ -211,6 +213,11 @@ class Configuration:
     def loading_threads(self) -> int:
         """Of these, that bring patches."""
         return loading_threads(self.sums, self.shape)
+
+    @property
+    def rounds(self) -> int:
+        """Tiles that a block goes over, the one with the most."""
+        return -(-self.all_tiles // self.blocks)
 
     @property
     def has_padded_runs(self) -> bool:

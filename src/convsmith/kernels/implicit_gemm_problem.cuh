@@ -68,6 +68,7 @@ struct Problem {
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
     std::int64_t tiles[2];        // of outputs, down all images and across
+    std::int64_t all_tiles;       // of these, of all groups and filter blocks
     std::int64_t stores_pairs;    // rows of the output are whole pairs, and halves are short rows
     std::int64_t stores_in_bulk;  // or whole 16 bytes, and halves are long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
@@ -186,12 +187,6 @@ struct Convolution {
         return padded_taps(problem, static_cast<int>(problem.kernel_size[0]));
     }
 };
-
-template <typename S>
-__device__ __forceinline__ int tile_count(const Problem& problem) {
-    return static_cast<int>(problem.tiles[0] * problem.tiles[1] * problem.groups) *
-           filter_blocks<S>(problem);
-}
 
 // The tiles of a block, which follow one another filters first: what they read of the input is the
 // same. The next one is as many tiles on as the grid has blocks.

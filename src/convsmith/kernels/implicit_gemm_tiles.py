@@ -125,6 +125,7 @@ def attempt(
         stage_taps=taps.of_stage,
         met_taps=taps.most if blocks == all_tiles else sum(taps.counts) / len(taps.counts),
         tiles=tiles,
+        all_tiles=all_tiles,
         blocks=blocks,
         workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
     )
