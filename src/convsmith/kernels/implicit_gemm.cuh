@@ -7,9 +7,9 @@
 // input and output channels swapped, and the rest of the padding. That of another stride is one
 // with a filter for each phase of x.
 //
-// A block goes over many tiles of outputs. One of its three warpgroups brings what they meet:
+// A block goes over many tiles of outputs. One of its warpgroups, or two, bring what they meet:
 // patches of the input, which hold every pixel once however many taps meet it, and packed weights.
-// The other two multiply: to the tensor cores a tap is the same patch, begun some pixels later.
+// Two others multiply: to the tensor cores a tap is the same patch, begun some pixels later.
 //
 //   implicit_gemm_problem.cuh       what a convolution is to the family; tiles, shared memory
 //   implicit_gemm_phases.cuh        the input gradient of a stride

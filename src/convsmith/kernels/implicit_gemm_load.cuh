@@ -1,5 +1,5 @@
 // Patches on their way to shared memory: what a tile of outputs meets of S::kBlockChannels
-// channels, as 16-bit operands [part][channels / kVector][pixel][kVector].
+// channels, as operands [part][channels / kVector][pixel], each a vector of 16 bytes.
 //
 // A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
 // copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
