@@ -127,7 +127,8 @@ struct Convolution {
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
-    // not added yet where there are several products. What rounding loses takes as many.
+    // not added yet where there are several products. What rounding loses takes as many. How many
+    // registers they have beside these was measured; threads that load share what is left.
     static constexpr int kHalves = kHalves_;
     static constexpr bool kIsFlat = kIsFlat_;
     static constexpr bool kCompensates = kCompensates_;
@@ -140,7 +141,7 @@ struct Convolution {
                                               : kProducts > 1  ? 160
                                               : kSplitsFilters ? 184
                                                                : 176;
-    static constexpr int kLaunchRegisters = kLoaders == 2 ? 128 : 168;
+    static constexpr int kLaunchRegisters = kLoaders == 2 ? 128 : 168;  // 2**16 of all, in eights
     static constexpr int kLoaderRegisters =
         ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
@@ -249,7 +250,7 @@ struct Shared {
         ptx::Barrier patch_full[kMostStages], patch_empty[kMostStages];
         ptx::Barrier weights_full[2][kMostStages], weights_empty[2][kMostStages];
         float scales[kMostStages];  // of the patches
-        unsigned largest[2][8];     // of each loading warp's values
+        unsigned largest[2][8];     // of each loading warp's values, of two patches in turn
         int tap_shifts[kMostTaps];  // of the patch, in pixels
         // Of each run, where they are unfolded: where its first column's element lies from a pixel,
         // that column, and how many columns there are, with the zeros before them.

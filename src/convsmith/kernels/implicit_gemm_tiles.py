@@ -318,8 +318,11 @@ def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
 
 
 def choose_stage_taps(counts: tuple[int, ...], most: int) -> int:
-    """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
+    """Taps of a stage of weights: few enough for a ring, and fitting well into all of them.
+
+    What a stage takes beside its taps weighs as much as half of one.
+    """
     return min(
         range(most, 0, -1),
-        key=lambda one: sum(-(-count // one) for count in counts) * one * (1 + 0.5 / one),
+        key=lambda one: sum(-(-count // one) for count in counts) * (one + 0.5),
     )

@@ -25,12 +25,12 @@ TILE_OUTPUTS = 128 * 256
 SPLIT_PRODUCT = 1.15
 ADDED_SUM = 0.86
 KEPT_LOSS = 0.88
-# Vectors that are loaded, by an operand's parts and the threads that load: of long rows, of
-# short ones, and of flat tiles' short rows.
+# Vectors that are loaded in one, by an operand's parts and the threads that load: of long rows,
+# of short ones, and of flat tiles' short rows.
 LONG_ROWS = {(1, 224): 592.0, (2, 224): 444.0, (2, 96): 302.0, (3, 96): 265.0}
 SHORT_ROWS = {(1, 224): 435.0, (2, 224): 387.0, (2, 96): 229.0, (3, 96): 226.0}
 FLAT_ROWS = {(1, 224): 465.0, (2, 224): 388.0, (2, 96): 242.0, (3, 96): 178.0}
-# Of either, of 16 bits: elements are read before others are begun; and runs of 16 bytes.
+# Of all of these, of 16 bits: elements are read before others are begun; and runs of 16 bytes.
 ELEMENTS_SHARE_16_BITS = 0.85
 RUNS_SHARE_16_BITS = 1.2
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
