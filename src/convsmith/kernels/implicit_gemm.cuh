@@ -7,9 +7,9 @@
 // input and output channels swapped, and the rest of the padding. That of another stride is one
 // with a filter for each phase of x.
 //
-// A block goes over many tiles of outputs. One of its three warpgroups brings what they meet:
+// A block goes over many tiles of outputs. One of its warpgroups, or two, bring what they meet:
 // patches of the input, which hold every pixel once however many taps meet it, and packed weights.
-// The other two multiply: to the tensor cores a tap is the same patch, begun some pixels later.
+// Two others multiply: to the tensor cores a tap is the same patch, begun some pixels later.
 //
 //   implicit_gemm_problem.cuh       what a convolution is to the family; tiles, shared memory
 //   implicit_gemm_phases.cuh        the input gradient of a stride
@@ -114,7 +114,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         Storing store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
         ptx::griddepcontrol_wait();  // for the filters' scales
-        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem);
+        for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
             store.prepare(TileWalk<S>(problem, tile).tile());
             multiplier.multiply(taps_of<S>(problem, head, TileWalk<S>(problem, tile).tile()));

@@ -59,12 +59,12 @@ def obstacle(spec: ConvSpec) -> str | None:
     if spec.direction is Direction.GRAD_WEIGHT:
         return weight_obstacle(spec)
     forward = forwards_of(spec)[0]
-    if forward.has_few_channels and spec.groups > 1:
+    if forward.unfolds and spec.groups > 1:
         return f"its groups have fewer than {LEAST_GROUP_CHANNELS} channels"
     if forward.phases is not None and math.prod(spec.stride) > MOST_PHASES:
         return f"its stride has more than {MOST_PHASES} phases"
     taps = math.prod(forward.kernel)
-    if forward.has_few_channels:
+    if forward.unfolds:
         taps = max(forward.kernel[0], unfolded_channels(forward) // VECTOR)
     if taps > MOST_TAPS:
         return f"its filters have more than {MOST_TAPS} taps"
@@ -149,6 +149,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         patch.run_lead or 0,
         *(configuration.lead, rings.patch_stages, rings.weight_stages),
         *(configuration.stores_in_turn, rings.weights_stay, *configuration.tiles),
+        configuration.all_tiles,
         *(configuration.stores_pairs, configuration.stores_in_bulk, configuration.stores_runs),
         *(shape.owns_sectors, configuration.blocks, *phases),
     )
@@ -165,13 +166,14 @@ def template_arguments(
         *(configuration.rings.block_channels, configuration.piece),
         *(configuration.rings.ahead, configuration.stage_taps),
     )
-    phases = forwards_of(spec)[0].phases
+    phases = forwards_of(spec)[configuration.way].phases
     shape, copies_runs = configuration.shape, configuration.patch.run_lead is not None
     what = (
         *(_ELEMENT[spec.dtype], configuration.products, configuration.sum_terms),
         configuration.sums.compensates,
         *(configuration.splits_filters, configuration.unfolds, *numbers),
         *(shape.count, shape.is_flat, phases.together if phases else 0, copies_runs),
+        configuration.loaders,
     )
     named = (str(one).lower() if isinstance(one, bool) else str(one) for one in what)
     return (f"convsmith::implicit_gemm::Convolution<{', '.join(named)}>",)

@@ -9,7 +9,7 @@ from convsmith.kernels.implicit_gemm_cut import Sums
 from convsmith.kernels.implicit_gemm_forward import Forward, forwards_of
 from convsmith.spec import ConvSpec, Direction, Precision
 
-MOST_STAGE_TAPS = 4
+MOST_STAGE_TAPS = 4  # of a stage of weights
 # Where cuDNN errs little in the float32 class, and where it does not, as measured.
 FEW_TERMS = 64  # of a forward of one tap
 FEW_TERMS_OF_TAPS = 100  # of a forward of several
@@ -21,7 +21,7 @@ PLAIN_TERMS = 256  # of an input gradient, at least
 MANY_TERMS = 3000  # of an input gradient
 SMALL_FILTER = 3  # rows and columns, at most: of larger ones cuDNN takes FFT's
 SMALL_PLANE = 20  # rows and columns of x, whose gradient it is, at most
-FEW_CHANNELS = 16  # of it, at most
+FEW_CHANNELS = 16  # of a group of x, at most
 FEW_PLAIN_TERMS = 144  # of a forward
 SHORT_SUM = 512  # terms
 # Where gradients of groups err more than cuDNN's.

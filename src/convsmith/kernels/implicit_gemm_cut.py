@@ -9,7 +9,8 @@ from convsmith.spec import Pair
 
 HALF = 128  # pixels
 ROWS_OF_BLOCK = 64  # filters of a warpgroup
-PARTS = {1: 1, 3: 2, 4: 2, 5: 3}  # vectors of an operand, by the products that make one
+# Vectors of an operand, by the products that make one: kParts of implicit_gemm_problem.cuh.
+PARTS = {1: 1, 3: 2, 4: 2, 5: 3}
 WARPGROUP = 128  # threads
 WGMMA_TERMS = 16  # channels
 
@@ -165,6 +166,7 @@ class Configuration:
         met_taps: of a tile, with those that fill its last stage: the mean, or the most where
             a block has but one tile.
         tiles: of outputs, down all images and across.
+        all_tiles: of these, of all groups and filter blocks.
         blocks: of the grid.
         workspace_bytes: packed weights.
     """
@@ -188,6 +190,7 @@ class Configuration:
     stage_taps: int
     met_taps: float
     tiles: Pair
+    all_tiles: int
     blocks: int
     workspace_bytes: int
 
@@ -202,9 +205,19 @@ class Configuration:
         return self.sums.terms_of(self.stage_taps * self.rings.block_channels // WGMMA_TERMS)
 
     @property
+    def loaders(self) -> int:
+        """Warpgroups that bring patches and weights."""
+        return loaders_of(self.sums, self.shape)
+
+    @property
     def loading_threads(self) -> int:
-        """Of a block, that bring patches."""
+        """Of these, that bring patches."""
         return loading_threads(self.sums, self.shape)
+
+    @property
+    def rounds(self) -> int:
+        """Tiles that a block goes over, the one with the most."""
+        return -(-self.all_tiles // self.blocks)
 
     @property
     def has_padded_runs(self) -> bool:
@@ -217,7 +230,16 @@ class Configuration:
         return 2 * ROWS_OF_BLOCK if self.splits_filters else ROWS_OF_BLOCK
 
 
-def loading_threads(sums: Sums, shape: Halves) -> int:
-    """Those of a block that bring patches: kLoadingThreads of implicit_gemm_problem.cuh."""
+def loaders_of(sums: Sums, shape: Halves) -> int:
+    """How many warpgroups load: as many as those that multiply leave registers for.
+
+    Those keep the sums of each half, of several products those that are not added yet, and what
+    rounding loses.
+    """
     has_many_sums = sums.products > 1 and (shape.count == 2 or sums.compensates)
-    return (1 if has_many_sums else 2) * WARPGROUP - 32
+    return 1 if has_many_sums else 2
+
+
+def loading_threads(sums: Sums, shape: Halves) -> int:
+    """Threads of these, but for the warp that brings weights: they bring patches."""
+    return loaders_of(sums, shape) * WARPGROUP - 32

@@ -2,16 +2,17 @@
 
 from __future__ import annotations
 
+import functools
 import math
 from dataclasses import dataclass, replace
 
-from convsmith.kernels.implicit_gemm_cut import HALF
+from convsmith.kernels.implicit_gemm_cut import DOUBLE_SHAPES, HALF
 from convsmith.kernels.implicit_gemm_phases import MOST_APART, Phases, phase_taps
 from convsmith.spec import ConvSpec, Direction, Pair, Shape
 
 LEAST_GROUP_CHANNELS = 8  # of a group that is not unfolded
 SECTOR_BYTES = 32  # memory reads one that is to be written in part
-MOST_TILE_ROWS = 64
+MOST_TILE_ROWS = 2 * max(shape.rows for shape in DOUBLE_SHAPES)  # of two warpgroups together
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,8 @@ class Forward:
         return self.channels * taps
 
     @property
-    def has_few_channels(self) -> bool:
-        """Whether they are unfolded."""
+    def unfolds(self) -> bool:
+        """Whether channels are few: each with each column of the filter is one of its own."""
         return self.channels < LEAST_GROUP_CHANNELS
 
     @property
@@ -76,6 +77,7 @@ class Forward:
         return all(step % elements == 0 for step in self.out_strides[:3])
 
 
+@functools.cache
 def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
     """The forward convolutions that compute ``spec``, each in another way.
 
@@ -93,7 +95,8 @@ def forwards_of(spec: ConvSpec) -> tuple[Forward, ...]:
 def can_join_rows(forward: Forward) -> bool:
     """Whether planes may be single rows, and are longer than a tile's.
 
-    Rows have to follow one another, and the images of a tile to be near enough for 32 bits.
+    Rows have to follow one another. A tile then reaches over an image for each of its rows, and
+    all of these have to be within 32 bits.
     """
     geometry = (forward.kernel, forward.stride, forward.padding)
     rows, columns = forward.in_size

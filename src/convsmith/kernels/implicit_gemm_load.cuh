@@ -1,5 +1,5 @@
 // Patches on their way to shared memory: what a tile of outputs meets of S::kBlockChannels
-// channels, as 16-bit operands [part][channels / kVector][pixel][kVector].
+// channels, as operands [part][channels / kVector][pixel], each a vector of 16 bytes.
 //
 // A patch's vectors, of kVector channels of a pixel, are dealt out to the loading threads. Each
 // copies its own as they are to a ring in shared memory, S::kAhead groups of them ahead, whatever
@@ -65,7 +65,7 @@ class PatchLoader {
 #pragma unroll 1
         for (int i = 0; i < S::kAhead; ++i) begin_group();
 #pragma unroll 1
-        for (int tile = static_cast<int>(blockIdx.x); tile < tile_count<S>(problem_);
+        for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem_.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
             if (S::kInterleaves && !meets_taps(TileWalk<S>(problem_, tile).tile())) continue;
 #pragma unroll 1
@@ -189,7 +189,9 @@ class PatchLoader {
         return places() + S::padded_pixels(problem_);
     }
 
-    __device__ __forceinline__ bool next_exists() const { return next_ < tile_count<S>(problem_); }
+    __device__ __forceinline__ bool next_exists() const {
+        return next_ < static_cast<int>(problem_.all_tiles);
+    }
     __device__ __forceinline__ Tile next_tile() const {
         return TileWalk<S>(problem_, next_).tile();
     }

@@ -1,6 +1,6 @@
-// Weights as the tensor cores read them: 16-bit, scaled for each filter, in blocks of kRowsOfBlock
-// filters and S::kBlockChannels channels,
-//   [group][filter block][channel block][tap][part][channels / kVector][filter][kVector]
+// Weights as the tensor cores read them: scaled for each filter, in vectors of 16 bytes, by blocks
+// of kRowsOfBlock filters and S::kBlockChannels channels,
+//   [group][filter block][channel block][tap][part][channels / kVector][filter]
 // with zeros where filters or channels are missing, followed by what undoes each filter's scale.
 #pragma once
 

@@ -113,5 +113,5 @@ class Phases:
 
 
 def no_phases() -> tuple[int, ...]:
-    """OutPhases of what has none: one, which all blocks have."""
+    """OutPhases of what has none: one row phase, that of all blocks, and zeros."""
     return (*(0 for _ in range(14)), 1, 0)

@@ -68,6 +68,7 @@ struct Problem {
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
     std::int64_t tiles[2];        // of outputs, down all images and across
+    std::int64_t all_tiles;       // of these, of all groups and filter blocks
     std::int64_t stores_pairs;    // rows of the output are whole pairs, and halves are short rows
     std::int64_t stores_in_bulk;  // or whole 16 bytes, and halves are long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
@@ -93,10 +94,11 @@ __device__ __forceinline__ int filter_blocks(const Problem& problem) {
 // rounding loses when these sums are added may be kept (kCompensates). Warpgroups share the pixels
 // of a tile and have filters of their own (kSplitsFilters), or the other way round. The outputs of
 // filters may interleave, kTogether of them as neighbours: they are phases of the input gradient of
-// a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns).
+// a stride. Aligned long rows are copied by runs of 16 bytes (kCopiesRuns). Warpgroups that bring
+// what others multiply are kLoaders.
 template <typename T, int kProducts_, int kSumTerms_, bool kCompensates_, bool kSplitsFilters_,
           bool kUnfolds_, int kBlockChannels_, int kPiece_, int kAhead_, int kStageTaps_,
-          int kHalves_, bool kIsFlat_, int kTogether_, bool kCopiesRuns_>
+          int kHalves_, bool kIsFlat_, int kTogether_, bool kCopiesRuns_, int kLoaders_>
 struct Convolution {
     static constexpr bool kIsWeightGradient = false;
     using Value = T;
@@ -125,22 +127,21 @@ struct Convolution {
 
     // Two warpgroups multiply; of the others, the first warp brings weights, the rest patches.
     // Multiplying threads keep the sums of a tile's halves in registers, and 64 products that are
-    // not added yet where there are several products. What rounding loses takes as many; then, and
-    // of two halves, they leave registers for one warpgroup that brings patches, else for two.
+    // not added yet where there are several products. What rounding loses takes as many. How many
+    // registers they have beside these was measured; threads that load share what is left.
     static constexpr int kHalves = kHalves_;
     static constexpr bool kIsFlat = kIsFlat_;
     static constexpr bool kCompensates = kCompensates_;
     static_assert(!kCompensates || (kHalves == 1 && kProducts > 1));
     static_assert(!kHasResidues || kCompensates);
-    static constexpr bool kHasManySums = kProducts > 1 && (kHalves == 2 || kCompensates);
-    static constexpr int kConsumers = 2, kLoaders = kHasManySums ? 1 : 2;  // warpgroups
+    static constexpr int kConsumers = 2, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kConsumerRegisters = kCompensates     ? 208
-                                              : kHasManySums   ? 216
+                                              : kLoaders == 1  ? 216
                                               : kProducts > 1  ? 160
                                               : kSplitsFilters ? 184
                                                                : 176;
-    static constexpr int kLaunchRegisters = kLoaders == 2 ? 128 : 168;
+    static constexpr int kLaunchRegisters = kLoaders == 2 ? 128 : 168;  // 2**16 of all, in eights
     static constexpr int kLoaderRegisters =
         ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders;
     static constexpr int kLoadingWarps = 4 * kLoaders - 1;
@@ -187,12 +188,6 @@ struct Convolution {
         return padded_taps(problem, static_cast<int>(problem.kernel_size[0]));
     }
 };
-
-template <typename S>
-__device__ __forceinline__ int tile_count(const Problem& problem) {
-    return static_cast<int>(problem.tiles[0] * problem.tiles[1] * problem.groups) *
-           filter_blocks<S>(problem);
-}
 
 // The tiles of a block, which follow one another filters first: what they read of the input is the
 // same. The next one is as many tiles on as the grid has blocks.
@@ -255,7 +250,7 @@ struct Shared {
         ptx::Barrier patch_full[kMostStages], patch_empty[kMostStages];
         ptx::Barrier weights_full[2][kMostStages], weights_empty[2][kMostStages];
         float scales[kMostStages];  // of the patches
-        unsigned largest[2][8];     // of each loading warp's values
+        unsigned largest[2][8];     // of each loading warp's values, of two patches in turn
         int tap_shifts[kMostTaps];  // of the patch, in pixels
         // Of each run, where they are unfolded: where its first column's element lies from a pixel,
         // that column, and how many columns there are, with the zeros before them.

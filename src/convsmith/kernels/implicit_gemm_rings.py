@@ -7,12 +7,13 @@ from dataclasses import dataclass
 from convsmith.kernels.implicit_gemm_cut import HALF, ROWS_OF_BLOCK, WGMMA_TERMS, Rings
 from convsmith.kernels.implicit_gemm_phases import MOST_APART
 
+# kVector, kMostStages and kMostTaps of implicit_gemm_problem.cuh.
 VECTOR = 8  # channels
 MOST_STAGES = 32
+MOST_TAPS = 512
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
-MOST_TAPS = 512
-SHARED_BYTES = 227 * 1024
+SHARED_BYTES = 227 * 1024  # of a block, at most
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4  # of eight warps, eight filters each
 
 

@@ -82,25 +82,24 @@ def attempt(
         return None
     block_filters = ROWS_OF_BLOCK * (2 if splits_filters else 1)
     filter_blocks = len(taps.counts) * -(-forward.filters // block_filters)
-    unfolds = forward.has_few_channels
     use = BlockUse(
         parts=PARTS[sums.products],
         loading_threads=loading_threads(sums, shape),
         itemsize=forward.itemsize,
-        channels=unfolded_channels(forward) if unfolds else forward.channels,
-        unfolds=unfolds,
+        channels=unfolded_channels(forward) if forward.unfolds else forward.channels,
+        unfolds=forward.unfolds,
         interleaves=forward.phases is not None,
         pixels=patch.pixels,
         rings=2 if splits_filters else 1,
         filter_blocks=forward.groups * filter_blocks,
         stage_taps=taps.of_stage,
         most_taps=taps.most,
-        has_few_taps=unfolds or max(forward.tap_counts) == 1,
+        has_few_taps=forward.unfolds or max(forward.tap_counts) == 1,
     )
     rings = share_out(use)
     if rings is None:
         return None
-    piece, lead = choose_piece(forward) if unfolds else (1, 0)
+    piece, lead = choose_piece(forward) if forward.unfolds else (1, 0)
     tall_height = spacing(forward, axis=0)
     tiles = count_tiles(forward, tall_height // stride[0], patch.tile, shape)
     padded = forward.groups * filter_blocks * block_filters
@@ -111,7 +110,7 @@ def attempt(
         way=way,
         filter_blocks=filter_blocks,
         splits_filters=splits_filters,
-        unfolds=unfolds,
+        unfolds=forward.unfolds,
         piece=piece,
         lead=lead,
         shape=shape,
@@ -126,6 +125,7 @@ def attempt(
         stage_taps=taps.of_stage,
         met_taps=taps.most if blocks == all_tiles else sum(taps.counts) / len(taps.counts),
         tiles=tiles,
+        all_tiles=all_tiles,
         blocks=blocks,
         workspace_bytes=padded // ROWS_OF_BLOCK * rings.weight_bytes + 4 * padded,
     )
@@ -159,7 +159,7 @@ def copies_runs(forward: Forward, sums: Sums) -> bool:
 
     They have to be aligned. Of one product of float32 values loading is not what takes longest.
     """
-    if forward.has_few_channels or (sums.products == 1 and forward.itemsize == 4):
+    if forward.unfolds or (sums.products == 1 and forward.itemsize == 4):
         return False
     steps = (forward.in_size[1], *forward.in_strides[:3])
     in_runs = forward.in_strides[3] == 1 and all(step % forward.run == 0 for step in steps)
@@ -182,7 +182,7 @@ def can_be_flat(forward: Forward) -> bool:
     """Whether a tile may be a run of pixels across rows, with what is padding between these."""
     if forward.phases is not None:
         return False
-    if forward.has_few_channels:
+    if forward.unfolds:
         return True
     *_, of_row, of_column = forward.out_strides
     columns = forward.out_size[1]
@@ -192,16 +192,15 @@ def can_be_flat(forward: Forward) -> bool:
 
 def flat_columns_of(forward: Forward) -> int:
     """From a row of a flat tile to the next one; unfolded channels need no padding between."""
-    return forward.out_size[1] if forward.has_few_channels else spacing(forward, axis=1)
+    return forward.out_size[1] if forward.unfolds else spacing(forward, axis=1)
 
 
 def met_phases(forward: Forward) -> tuple[Pair, Pair]:
     """Phases of the stride that taps meet, and how many pixels those of a phase reach over."""
-    unfolds = forward.has_few_channels
     if forward.phases is not None:
-        return (1, 1), (forward.reach[0], 0 if unfolds else forward.reach[1])
+        return (1, 1), (forward.reach[0], 0 if forward.unfolds else forward.reach[1])
     phases, reach = [1, 1], [0, 0]
-    kernel = (forward.kernel[0], 1) if unfolds else forward.kernel
+    kernel = (forward.kernel[0], 1) if forward.unfolds else forward.kernel
     axes = zip(kernel, forward.stride, forward.dilation, strict=True)
     for axis, (taps, step, dilation) in enumerate(axes):
         phases[axis] = met = min(taps, step // math.gcd(step, dilation))
@@ -230,7 +229,7 @@ class StagedTaps:
 
 def taps_of(forward: Forward, sums: Sums) -> StagedTaps:
     """Of unfolded channels, each column of the filter is a channel, and only rows are taps."""
-    columns = forward.kernel[1] if forward.has_few_channels else 1
+    columns = forward.kernel[1] if forward.unfolds else 1
     counts = tuple(count // columns for count in forward.tap_counts)
     of_stage = choose_stage_taps(counts, sums.most_stage_taps)
     return StagedTaps(of_stage, tuple(-(-count // of_stage) * of_stage for count in counts))
@@ -319,8 +318,11 @@ def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
 
 
 def choose_stage_taps(counts: tuple[int, ...], most: int) -> int:
-    """Taps of a stage of weights: few enough for a ring, and fitting well into all of them."""
+    """Taps of a stage of weights: few enough for a ring, and fitting well into all of them.
+
+    What a stage takes beside its taps weighs as much as half of one.
+    """
     return min(
         range(most, 0, -1),
-        key=lambda one: sum(-(-count // one) for count in counts) * one * (1 + 0.5 / one),
+        key=lambda one: sum(-(-count // one) for count in counts) * (one + 0.5),
     )

@@ -25,12 +25,12 @@ TILE_OUTPUTS = 128 * 256
 SPLIT_PRODUCT = 1.15
 ADDED_SUM = 0.86
 KEPT_LOSS = 0.88
-# Vectors that are loaded, by an operand's parts and the threads that load: of long rows, of
-# short ones, and of flat tiles' short rows.
+# Vectors that are loaded in one, by an operand's parts and the threads that load: of long rows,
+# of short ones, and of flat tiles' short rows.
 LONG_ROWS = {(1, 224): 592.0, (2, 224): 444.0, (2, 96): 302.0, (3, 96): 265.0}
 SHORT_ROWS = {(1, 224): 435.0, (2, 224): 387.0, (2, 96): 229.0, (3, 96): 226.0}
 FLAT_ROWS = {(1, 224): 465.0, (2, 224): 388.0, (2, 96): 242.0, (3, 96): 178.0}
-# Of either, of 16 bits: elements are read before others are begun; and runs of 16 bytes.
+# Of all of these, of 16 bits: elements are read before others are begun; and runs of 16 bytes.
 ELEMENTS_SHARE_16_BITS = 0.85
 RUNS_SHARE_16_BITS = 1.2
 STRIDED_VECTORS_SHARE = 1 / 6  # where neighbouring pixels are no neighbours in memory
@@ -61,12 +61,6 @@ def predicted_tiles_ms(
     return kernel_ms + BEGIN_AND_END_MS + PACK_MS_PER_WEIGHT * weights
 
 
-def rounds(forward: Forward, configuration: Configuration) -> int:
-    """Tiles that a block goes over, the one with the most."""
-    tiles = math.prod(configuration.tiles) * forward.groups * configuration.filter_blocks
-    return -(-tiles // configuration.blocks)
-
-
 def tiles_us(forward: Forward, configuration: Configuration, rate: float = 1) -> float:
     """Time of the block with the most tiles.
 
@@ -81,7 +75,7 @@ def tiles_us(forward: Forward, configuration: Configuration, rate: float = 1) ->
     *before, store = parts
     first = max(before) + OVERLAP * min(before) + store
     *_, second, longest = sorted(parts)
-    in_turn = first + (rounds(forward, configuration) - 1) * (longest + OVERLAP * second)
+    in_turn = first + (configuration.rounds - 1) * (longest + OVERLAP * second)
     return max(in_turn, partial_sectors_us(forward, configuration))
 
 
@@ -111,7 +105,7 @@ def patches_us(forward: Forward, configuration: Configuration) -> float:
     if forward.itemsize == 2:
         copies_runs = configuration.patch.run_lead is not None
         per_us *= RUNS_SHARE_16_BITS if copies_runs else ELEMENTS_SHARE_16_BITS
-    share = share_that_meets(forward) if rounds(forward, configuration) > 1 else 1
+    share = share_that_meets(forward) if configuration.rounds > 1 else 1
     return loaded_vectors(forward, configuration) * share / per_us
 
 
