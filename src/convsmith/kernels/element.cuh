@@ -47,8 +47,8 @@ struct Element<__nv_bfloat16> {
         to[1] = narrow(second);
 #else
         const __nv_bfloat162 both = __floats2bfloat162_rn(first, second);
-        to[0] = __low2bfloat16(both);
-        to[1] = __high2bfloat16(both);
+        to[0] = both.x;
+        to[1] = both.y;
 #endif
     }
 };

@@ -92,11 +92,11 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
 def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[str, ...]:
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     geometry, line = configuration.geometry, configuration.line
-    shares_filters = configuration.unit_filters == 1 or configuration.slots == 1
     arguments = (  # WeightGradient of implicit_gemm_weight_problem.cuh
         *(geometry.products, geometry.unit_columns, configuration.slots),
         *(line.segments, configuration.is_plain, geometry.lanes),
-        *(configuration.rings.loads, configuration.loaders, shares_filters, geometry.has_bias),
+        *(configuration.rings.loads, configuration.loaders),
+        *(configuration.shares_filters, geometry.has_bias),
         *(line.y_pixels, geometry.phases * line.x_pixels),
         *configuration.load_bytes,
         *geometry.lie_alike,

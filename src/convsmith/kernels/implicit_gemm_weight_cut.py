@@ -24,9 +24,11 @@ PIECE_BYTES = 16  # that are copied at once
 LOADING_WARPS = 4  # of a warpgroup
 LOADED_BYTES = 24 * 1024  # of a warp, on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
-# By the number of products: of three, some registers are kept in memory, which the first-level
-# cache holds in what shared memory leaves of it.
-BLOCK_BYTES = {1: 227 * 1024, 3: 188 * 1024}
+# Of shared memory. Of three products, the more the more sums there are, some registers are kept in
+# memory: the first-level cache holds them, in what shared memory leaves of it.
+BLOCK_BYTES = 227 * 1024
+PARTS_BLOCK_BYTES = 208 * 1024
+SUMS_BLOCK_BYTES = 188 * 1024
 WEIGHT_HEAD_BYTES = 1792  # kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
@@ -190,6 +192,11 @@ class WeightConfiguration:
         return self.geometry.products
 
     @property
+    def shares_filters(self) -> bool:
+        """Whether a warpgroup's units have the same ones."""
+        return self.unit_filters == 1 or self.slots == 1
+
+    @property
     def is_plain(self) -> bool:
         """Whether neighbours in a line are neighbours in memory."""
         geometry = self.geometry
@@ -333,6 +340,7 @@ def share_out_lines(
     geometry: WeightGeometry, units: tuple[int, int, int], line: Line, strip: Strip, warps: int
 ) -> LineRings | None:
     """The rings of the most lines for which so many loading warps have room, or None."""
+    most_bytes = block_bytes(geometry, slots_of(units))
     filters, channels, _ = units
     parts = 2 if geometry.products == 3 else 1
     x_pixels = geometry.phases * line.x_pixels
@@ -346,7 +354,7 @@ def share_out_lines(
     for lines in range(MOST_LINES, 0, -1):
         rows = strip.span + (lines - 1) * strip.advance
         shared = fixed + lines * y_bytes + rows * x_bytes
-        of_warp = (BLOCK_BYTES[geometry.products] - shared) // warps
+        of_warp = (most_bytes - shared) // warps
         loads = min(min(of_warp, LOADED_BYTES) // slice_bytes, MOST_LOADS)
         loaded = loads * warps * slice_bytes
         if rows > MOST_ROWS or loads < 1:
@@ -361,7 +369,7 @@ def attempt_lines(
 ) -> WeightConfiguration | None:
     """The blocks of some units and lines; None where they do not fit into shared memory."""
     filters, channels, taps = units
-    slots = -(-math.prod(units) // CONSUMERS)
+    slots = slots_of(units)
     loaders = loading_warpgroups(geometry, slots)
     strip = strip_of(geometry, taps)
     rings = share_out_lines(geometry, units, line, strip, LOADING_WARPS * loaders)
@@ -402,6 +410,18 @@ def attempt_lines(
         split_lines=-(-lines // splits),
         workspace_bytes=splits * split_bytes,
     )
+
+
+def slots_of(units: tuple[int, int, int]) -> int:
+    """Units of a multiplying warpgroup."""
+    return -(-math.prod(units) // CONSUMERS)
+
+
+def block_bytes(geometry: WeightGeometry, slots: int) -> int:
+    """Shared memory of a block, at most."""
+    if geometry.products == 1:
+        return BLOCK_BYTES
+    return PARTS_BLOCK_BYTES if slots * geometry.unit_columns <= FEW_SUMS[1] else SUMS_BLOCK_BYTES
 
 
 def loading_warpgroups(geometry: WeightGeometry, slots: int) -> int:

@@ -148,7 +148,7 @@ class WeightMultiplier {
     // shared memory, each unit's products would read them once more, and leave none of its rate to
     // those who load.
     __device__ __forceinline__ void add_line(int stage) {
-        constexpr int kKinds = S::kSharesFilters ? 1 : S::kSlots;  // of the slots' filters
+        constexpr int kKinds = S::kFilterKinds;
         const unsigned char* a[kKinds];
         std::uint64_t b[S::kSlots];
 #pragma unroll

@@ -89,12 +89,14 @@ struct WeightGradient {
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kLoadingWarps = 4 * kLoaders;
 
-    // A multiplying thread keeps so many sums, and of three products those that are not added yet
-    // and filters of two parts; what it needs no registers for, loading threads have.
+    // A multiplying thread keeps so many sums, and filters of 32 pixels: of so many kinds, or in two
+    // parts, with products that are not added yet. What it needs no registers for, loading threads
+    // have.
+    static constexpr int kFilterKinds = kSharesFilters ? 1 : kSlots;
     static constexpr int kKept =
-        kSlots * kColumns / 2 + (kProducts == 1 ? 0 : kColumns / 2 + 16);
-    static constexpr int kConsumerRegisters = kLoaders == 2 ? 88
-                                              : kKept > 96  ? 144
+        kSlots * kColumns / 2 + (kProducts == 1 ? 8 * kFilterKinds : 16 + kColumns / 2);
+    static constexpr int kConsumerRegisters = kLoaders == 2 ? 96
+                                              : kKept > 112 ? 144
                                               : kKept > 64  ? 136
                                                             : 104;
     static constexpr int kLaunchRegisters = 65536 / kThreads / 8 * 8;

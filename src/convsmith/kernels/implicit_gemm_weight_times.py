@@ -11,17 +11,18 @@ from convsmith.spec import ConvSpec
 # Microseconds of a multiprocessor, and rates per microsecond.
 CYCLES = 1700.0
 PRODUCT_CYCLES = {64: 39.0, 32: 19.0, 16: 18.0}  # of 64 filters, 16 pixels, by channels
-PRODUCT_OF_PARTS = 1.1  # times that, where sums are added to others
-LOADED_VECTORS = {1: 990.0, 3: 880.0}  # of four warps, by the number of products
-EIGHT_WARPS = 1.77  # times that rate
-STRIDED_SHARE = 0.57  # of that rate, where neighbours are no neighbours in memory
-UNFOLDED_VECTOR = 4.0  # others
-LOADED_SLICES = 60.0  # beside their vectors, of each image
-IMBALANCE = 0.41  # of the time that the warp with the most slices takes longer than the others
-LINE_US = 1.8
-WAITED_FOR = 1.2  # where a warp has nothing else on its way, of values that are split
-UNHIDDEN = 0.55  # of the shorter one of loading and multiplying
-WEIGHT_LAUNCHES_MS = 0.017
+PRODUCT_OF_PARTS = 0.92  # times that, of which three make one
+UNSHARED_FILTERS = 1.31  # times that, where a warpgroup's units have filters of several
+LOADED_VECTORS = {1: 1090.0, 3: 560.0}  # of four warps, by the number of products
+EIGHT_WARPS = 1.87  # times that rate
+STRIDED_SHARE = 0.68  # of that rate, where neighbours are no neighbours in memory
+UNFOLDED_VECTOR = 1.65  # others
+LOADED_SLICES = 101.0  # of four warps, beside their vectors, of each image
+IMBALANCE = 0.27  # of the time that the warp with the most slices takes longer than the others
+LINE_US = 1.9
+WAITED_FOR = 1.17  # where a warp has nothing else on its way, of values that are split
+UNHIDDEN = 0.39  # of the shorter one of loading and multiplying
+WEIGHT_LAUNCHES_MS = 0.019
 PARTIAL_SUMS_TBPS = 1.5
 SHARE_OF_COPY_RATE = 0.85
 
@@ -41,6 +42,8 @@ def multiply_us(configuration: WeightConfiguration) -> float:
     product = PRODUCT_CYCLES[configuration.geometry.unit_columns]
     if configuration.products == 3:
         product *= PRODUCT_OF_PARTS
+    if not configuration.shares_filters:
+        product *= UNSHARED_FILTERS
     return steps * configuration.products * product / CYCLES
 
 
@@ -52,12 +55,12 @@ def load_us(configuration: WeightConfiguration) -> float:
     x_vectors = of_x * geometry.phases * line.x_pixels
     vectors = of_y * line.y_pixels + x_vectors * (UNFOLDED_VECTOR if geometry.lanes else 1)
     rate = LOADED_VECTORS[configuration.products]
-    rate *= EIGHT_WARPS if configuration.loaders == 2 else 1
     rate *= STRIDED_SHARE if geometry.phases > 1 else 1
     slices = of_y + of_x
     warps = LOADING_WARPS * configuration.loaders
     most = -(-slices // warps) * warps / slices  # times what a warp has on average
     load = vectors / rate + slices * line.segments / LOADED_SLICES
+    load /= EIGHT_WARPS if configuration.loaders == 2 else 1
     if configuration.rings.loads == 1 and configuration.products == 3:
         load *= WAITED_FOR
     return load * (1 + IMBALANCE * (most - 1))
