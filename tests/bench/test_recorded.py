@@ -25,9 +25,9 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
 
 # What the record of the H100 is not right in. The next record has to do without.
 #
-# PyTorch takes either of two cuDNN algorithms here, which are about as fast: its error is 6.4e-08 or
-# 42e-08 in rms. That of the implicit_gemm family is 7.4e-08 with either. All products are positive,
-# and the tensor cores truncate sums of 32 pixels.
+# PyTorch takes either of two cuDNN algorithms here, which are about as fast: its error is 6.4e-08
+# or 42e-08 in rms. That of the implicit_gemm family is 7.4e-08 both times. All products are
+# positive, and the tensor cores truncate sums of 32 pixels.
 KNOWN_FAULTS = {
     "h100-80gb-hbm3": [
         "dense c_b16_c384k384_8_k1x3 grad_weight float32 nchw: "
