@@ -61,7 +61,7 @@ def test_the_problems_that_kernelbench_itself_would_refuse_say_so() -> None:
     assert refusal.startswith("an exception handler in line ")
 
 
-# An exported file indents a family's planning by four columns, which makes seven lines of
+# An exported file indents a family's planning by four columns, which makes four lines of
 # implicit_gemm_weight_cut.py up to 103 wide. The GPU record is of that file as it is.
 TOO_WIDE = pytest.mark.xfail(strict=True, reason="to be wrapped with the next GPU record")
 
