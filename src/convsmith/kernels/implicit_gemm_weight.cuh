@@ -167,9 +167,9 @@ const char* run_weight_gradient(const void* packed_problem, std::size_t packed_b
          addresses[1] + bytes_of(problem.x_strides, channels, problem.x_size)}};
     const WeightShared<S> parts(problem);
     const std::int64_t blocks = Job::count<S>(problem) * problem.splits;
-    const char* error = launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)),
-                               dim3(S::kThreads), static_cast<std::size_t>(parts.bytes), stream,
-                               problem, parts, tensors, partial);
+    const char* error =
+        launch(weight_gradient<S>, dim3(static_cast<unsigned>(blocks)), dim3(S::kThreads),
+               static_cast<std::size_t>(parts.bytes), stream, problem, parts, tensors, partial);
     if (error != nullptr) return error;
     const Partial<S> part(problem);
     const std::int64_t values = part.sums + (S::kSumsBias ? part.biases : 0);

@@ -375,8 +375,8 @@ class RowLoader {
         slice_ = slice - slices;
     }
 
-    // Writes a slice's operands, this lane's from `to` on: of some pixels at once, so that each need
-    // not wait for its own values.
+    // Writes a slice's operands, this lane's from `to` on: of some pixels at once, so that each
+    // need not wait for its own values.
     template <bool kIsX>
     __device__ __forceinline__ void turn_around(const Row& row, const SliceLayout<S, kIsX>& layout,
                                                 float factor, int slice, const T* loaded,
@@ -467,8 +467,8 @@ class RowLoader {
     // What the taps of an unfolded slice meet of x.
     __device__ __forceinline__ void take_apart(const T* loaded, const Row& row,
                                                const SliceLayout<S, true>& layout,
-                                               const Pixel& pixel,
-                                               const Taps& taps, T (&values)[kVector]) const {
+                                               const Pixel& pixel, const Taps& taps,
+                                               T (&values)[kVector]) const {
         const T* rows[S::kVectorChannels];
         layout.find_rows(loaded + pixel.column + taps.first, taps.channel, pixel.segment, rows);
 #pragma unroll

@@ -89,9 +89,9 @@ struct WeightGradient {
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kLoadingWarps = 4 * kLoaders;
 
-    // A multiplying thread keeps so many sums, and filters of 32 pixels: of so many kinds, or in two
-    // parts, with products that are not added yet. What it needs no registers for, loading threads
-    // have.
+    // A multiplying thread keeps so many sums, and filters of 32 pixels: of so many kinds, or in
+    // two parts, with products that are not added yet. What it needs no registers for, loading
+    // threads have.
     static constexpr int kFilterKinds = kSharesFilters ? 1 : kSlots;
     static constexpr int kKept =
         kSlots * kColumns / 2 + (kProducts == 1 ? 8 * kFilterKinds : 16 + kColumns / 2);
@@ -247,9 +247,9 @@ struct WeightShared {
     struct Tensor {
         std::uintptr_t begin, end, channels;  // memory; where the block's first channel begins
         std::int64_t of_image, of_channel, of_row;  // strides, in bytes
-        std::int64_t last;          // from the first channel's row to the last one's
-        int count, slices;          // channels of the block that exist; of a row of kVector
-        int table, low;             // where the pixels' table begins, and low parts' vectors
+        std::int64_t last;  // from the first channel's row to the last one's
+        int count, slices;  // channels of the block that exist; of a row of kVector
+        int table, low;     // where the pixels' table begins, and low parts' vectors
     };
     struct Head {
         Tensor tensors[2];
@@ -305,7 +305,8 @@ __device__ __forceinline__ void make_tables(const WeightProblem& problem, int* x
     }
     for (int i = thread; i < S::kPixels; i += kThreads) {
         const int segment = i / pitch, column = i % pitch;
-        const bool exists = segment < S::kSegments && column < static_cast<int>(problem.run_columns);
+        const bool exists =
+            segment < S::kSegments && column < static_cast<int>(problem.run_columns);
         x[kXPixels + i] = exists ? segment << 16 | column : -1;
     }
 }
