@@ -61,18 +61,10 @@ def test_the_problems_that_kernelbench_itself_would_refuse_say_so() -> None:
     assert refusal.startswith("an exception handler in line ")
 
 
-# An exported file indents a family's planning by four columns, which makes four lines of
-# implicit_gemm_weight_cut.py up to 103 wide. The GPU record is of that file as it is.
-TOO_WIDE = pytest.mark.xfail(strict=True, reason="to be wrapped with the next GPU record")
-
-
 @pytest.mark.parametrize(
     "command",
-    [
-        pytest.param(["format", "--check"], marks=TOO_WIDE, id="format"),
-        pytest.param(["check", "--isolated", "--select=E501"], marks=TOO_WIDE, id="widths"),
-        pytest.param(["check", "--isolated", "--select=F821"], id="names"),
-    ],
+    [["format", "--check"], ["check", "--isolated", "--select=F821,E501"]],
+    ids=" ".join,
 )
 @pytest.mark.parametrize("problem", EXAMPLES, ids=lambda p: p.stem)
 def test_is_formatted_as_this_project_is_and_defines_what_it_names(

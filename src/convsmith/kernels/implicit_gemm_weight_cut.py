@@ -10,7 +10,8 @@ from convsmith.kernels.implicit_gemm_rings import VECTOR
 from convsmith.spec import ConvSpec, Pair, Precision, Shape
 
 UNIT_FILTERS = 64
-MOST_UNIT_CHANNELS = {1: 64, 3: 32}  # by the number of products: of three, some wait to be added
+# By the number of products: of three, some wait to be added.
+MOST_UNIT_CHANNELS = {1: 64, 3: 32}
 BLOCK_CHANNELS = 9 * 64  # of all units of a block
 CONSUMERS = 3
 UNFOLDED_CHANNELS = 16  # that few channels should become
@@ -24,8 +25,8 @@ PIECE_BYTES = 16  # that are copied at once
 LOADING_WARPS = 4  # of a warpgroup
 LOADED_BYTES = 24 * 1024  # of a warp, on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
-# Of shared memory. Of three products, the more the more sums there are, some registers are kept in
-# memory: the first-level cache holds them, in what shared memory leaves of it.
+# Of shared memory. Of three products some registers are kept in memory, the more the more sums
+# there are: the first-level cache holds them, in what shared memory leaves of it.
 BLOCK_BYTES = 227 * 1024
 PARTS_BLOCK_BYTES = 208 * 1024
 SUMS_BLOCK_BYTES = 188 * 1024
@@ -239,7 +240,7 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
 
 
 def lie_alike(strides: Shape, spec: ConvSpec) -> bool:
-    """Whether a tensor's rows of all channels and images begin alike, to a piece of 16 bytes."""
+    """Whether a tensor's rows of all channels and images begin alike, to 16 bytes."""
     return all(stride * spec.dtype.itemsize % PIECE_BYTES == 0 for stride in strides[:2])
 
 
@@ -421,7 +422,8 @@ def block_bytes(geometry: WeightGeometry, slots: int) -> int:
     """Shared memory of a block, at most."""
     if geometry.products == 1:
         return BLOCK_BYTES
-    return PARTS_BLOCK_BYTES if slots * geometry.unit_columns <= FEW_SUMS[1] else SUMS_BLOCK_BYTES
+    few_sums = slots * geometry.unit_columns <= FEW_SUMS[1]
+    return PARTS_BLOCK_BYTES if few_sums else SUMS_BLOCK_BYTES
 
 
 def loading_warpgroups(geometry: WeightGeometry, slots: int) -> int:
