@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 from dataclasses import dataclass
 
+from convsmith.kernels.implicit_gemm_accuracy import pixels_of_sums
 from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
 from convsmith.kernels.implicit_gemm_rings import VECTOR
 from convsmith.spec import ConvSpec, Pair, Precision, Shape
@@ -49,6 +50,7 @@ class WeightGeometry:
         x_size, y_size, kernel, stride, dilation: of the forward.
         itemsize: bytes of an element.
         products: of 16-bit operands that make one.
+        sum_pixels: that the tensor cores add up; 0 where these are as many as may be.
         has_bias: dy itself is added up, too.
         row_taps: of a filter row; 0 where channels are not unfolded.
         unfolded: taps that become one; 1 where they are not.
@@ -68,6 +70,7 @@ class WeightGeometry:
     dilation: Pair
     itemsize: int
     products: int
+    sum_pixels: int
     has_bias: bool
     row_taps: int
     unfolded: int
@@ -233,7 +236,7 @@ def geometry_of(spec: ConvSpec) -> WeightGeometry:
         *(x_size, y_size, (kernel[0], kernel[1])),
         *(spec.stride, spec.padding, spec.dilation),
         spec.dtype.itemsize,
-        *(3 if spec.precision is Precision.FLOAT32 else 1, spec.has_bias),
+        *(3 if spec.precision is Precision.FLOAT32 else 1, pixels_of_sums(spec), spec.has_bias),
         *(row_taps, unfolded, lanes),
         (lie_alike(spec.output_strides, spec), lie_alike(spec.input_strides, spec)),
     )

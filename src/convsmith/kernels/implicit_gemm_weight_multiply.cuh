@@ -64,8 +64,8 @@ class WeightMultiplier {
   private:
     // Pixels that are added to the same sums. The tensor cores truncate when they add, which is a
     // bias that grows with the length of a sum; where products are added with rounding, they have
-    // those of kSumPixels at once.
-    static constexpr int kKeptPixels = S::kProducts == 1 ? 8192 : 1024, kSumPixels = 32;
+    // those of S::kSumPixels at once.
+    static constexpr int kKeptPixels = S::kProducts == 1 ? 8192 : 1024;
     static constexpr int kLinesKept = kKeptPixels / S::kPixels;
 
     static __device__ __forceinline__ void clear(float (&sums)[kValues]) {
@@ -173,15 +173,15 @@ class WeightMultiplier {
         ptx::wgmma_wait_group<0>();
     }
 
-    // The same with split operands: the tensor cores' sums are of kSumPixels.
+    // The same with split operands: the tensor cores' sums are of S::kSumPixels.
     __device__ __forceinline__ void add_line_in_parts(int stage) {
-        constexpr int kWhole = S::kPixels / kSumPixels * kSumPixels;
+        constexpr int kWhole = S::kPixels / S::kSumPixels * S::kSumPixels;
         std::uint64_t b[S::kSlots];
 #pragma unroll
         for (int slot = 0; slot < S::kSlots; ++slot) b[slot] = channels(slot, stage);
 #pragma unroll 1
-        for (int first = 0; first < kWhole; first += kSumPixels) {
-            add_pixels<kSumPixels>(stage, first, b);
+        for (int first = 0; first < kWhole; first += S::kSumPixels) {
+            add_pixels<S::kSumPixels>(stage, first, b);
         }
         if constexpr (kWhole < S::kPixels) add_pixels<S::kPixels - kWhole>(stage, kWhole, b);
     }

@@ -54,19 +54,21 @@ struct Tensors {
 };
 
 // What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
-// warpgroup has the sums of kSlots units of kColumns channels, over lines of kSegments images; if
-// neighbours in a line are neighbours in memory, of dy and, unless it is unfolded, of x, it is
-// plain. An unfolded channel has kLanes, another none.
+// warpgroup has the sums of kSlots units of kColumns channels, over lines of kSegments images. Of
+// split operands, the tensor cores add up kSumPixels at once. If neighbours in a line are
+// neighbours in memory, of dy and, unless it is unfolded, of x, it is plain. An unfolded channel
+// has kLanes, another none.
 // Of a row of dy and of one of x, in all phases, are known: its pixels; a channel's bytes, as they
 // are loaded; and whether all channels' rows lie alike in memory, to 16 bytes.
-template <typename T, int kProducts_, int kColumns_, int kSlots_, int kSegments_, bool kIsPlain_,
-          int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_, bool kSumsBias_,
-          int kYPixels, int kXPixels, int kYBytes, int kXBytes, bool kYAlike, bool kXAlike>
+template <typename T, int kProducts_, int kSumPixels_, int kColumns_, int kSlots_, int kSegments_,
+          bool kIsPlain_, int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_,
+          bool kSumsBias_, int kYPixels, int kXPixels, int kYBytes, int kXBytes, bool kYAlike,
+          bool kXAlike>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
     static constexpr bool kIsWeightGradient = true;
-    static constexpr int kProducts = kProducts_;
+    static constexpr int kProducts = kProducts_, kSumPixels = kSumPixels_;
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kYPixels;
@@ -89,12 +91,12 @@ struct WeightGradient {
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
     static constexpr int kLoadingWarps = 4 * kLoaders;
 
-    // A multiplying thread keeps so many sums, and filters of 32 pixels: of so many kinds, or in
-    // two parts, with products that are not added yet. What it needs no registers for, loading
-    // threads have.
+    // A multiplying thread keeps so many sums, and filters: of 32 pixels, of so many kinds; or of
+    // kSumPixels, in two parts, with products that are not added yet. What it needs no registers
+    // for, loading threads have.
     static constexpr int kFilterKinds = kSharesFilters ? 1 : kSlots;
     static constexpr int kKept =
-        kSlots * kColumns / 2 + (kProducts == 1 ? 8 * kFilterKinds : 16 + kColumns / 2);
+        kSlots * kColumns / 2 + (kProducts == 1 ? 8 * kFilterKinds : kSumPixels / 2 + kColumns / 2);
     static constexpr int kConsumerRegisters = kLoaders == 2 ? 96
                                               : kKept > 112 ? 144
                                               : kKept > 64  ? 136
