@@ -70,7 +70,7 @@ __device__ __forceinline__ void narrow(const float (&values)[kVector],
                                        Vector<Operand, kVector>& rounded) {
 #pragma unroll
     for (int c = 0; c < kVector; c += 2) {
-        Element<Operand>::narrow(values[c], values[c + 1], rounded.values + c);
+        narrow_pair(values[c], values[c + 1], rounded.values + c);
     }
 }
 
