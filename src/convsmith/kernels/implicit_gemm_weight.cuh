@@ -61,14 +61,14 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         const Unit unit = Unit::of<S>(problem, thread);
         int tap = job.first_tap + unit.tap;
         if (tap >= Job::taps(problem)) tap = job.first_tap;
-        const int phase = tap % columns % static_cast<int>(problem.phases);
+        const int phase = tap % columns % S::kPhases;
         const int column = tap % columns * static_cast<int>(problem.unfolded);
         const int shift = (column * dilation - phase * dilation % stride) / stride;
         auto& place = head.places[thread];
         place.row = tap / columns - job.first_tap / columns;
         place.y = unit.filter / kVector * S::kPixels;
-        place.x = unit.channel / kVector * S::template kRowPixels<true> +
-                  phase * static_cast<int>(problem.x_pixels) + shift;
+        place.x =
+            unit.channel / kVector * S::template kRowPixels<true> + phase * S::kPhasePixels + shift;
     }
     __syncthreads();
 
@@ -83,7 +83,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         if (warpgroup * S::kSlots >= units) return;
         WeightMultiplier<S> multiplier(problem, parts, shared, head, warpgroup);
         multiplier.multiply(
-            LineWalk(problem, job.split).left(),
+            LineWalk<S>(problem, job.split).left(),
             partial + job.split * part.sums + std::int64_t{job.number} * units * S::kUnitValues);
     }
 }

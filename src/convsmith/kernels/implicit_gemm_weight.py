@@ -79,12 +79,10 @@ def weight_problem(spec: ConvSpec, configuration: WeightConfiguration) -> bytes:
         *(*geometry.stride, *geometry.padding, *geometry.dilation),
         *(*spec.input_strides, *spec.output_strides, *spec.weight_strides),
         *(configuration.unit_filters, configuration.unit_channels, configuration.unit_taps),
-        *(line.runs, line.run_columns, line.segments, line.pitch),
-        *(line.x_pixels, geometry.phases),
+        *(line.runs, line.run_columns, line.pitch),
         *(strip.line_step, strip.row_step, strip.span, strip.advance),
         *(rings.lines, rings.rows),
-        *(configuration.x_columns, rings.slice_bytes),
-        *(geometry.row_taps, geometry.unfolded, configuration.splits),
+        *(configuration.x_columns, geometry.row_taps, geometry.unfolded, configuration.splits),
     )
     return struct.pack(f"{len(numbers)}q", *numbers)
 
@@ -97,7 +95,7 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
         *(line.segments, configuration.is_plain, geometry.lanes),
         *(configuration.rings.loads, configuration.loaders),
         *(configuration.shares_filters, geometry.has_bias),
-        *(line.y_pixels, geometry.phases * line.x_pixels),
+        *(line.y_pixels, geometry.phases, line.x_pixels),
         *configuration.load_bytes,
         *geometry.lie_alike,
     )

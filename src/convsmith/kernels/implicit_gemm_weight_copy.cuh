@@ -11,7 +11,7 @@ namespace convsmith::implicit_gemm {
 template <typename S, bool kIsX>
 struct Slice {
     using T = typename S::Value;
-    static constexpr int kChannels = S::kUnfolds && kIsX ? S::kVectorChannels : kVector;
+    static constexpr int kChannels = kIsX ? S::kXChannels : kVector;
     static constexpr int kRowBytes = S::template kRowBytes<kIsX>;  // that there is room for
 
     std::uintptr_t begin;

@@ -141,14 +141,12 @@ class LineRings:
     Args:
         lines, rows: of dy, a row for each line, and of x.
         loads: slices of rows that a loading warp has on their way.
-        slice_bytes: of such a slice.
         shared_bytes: of a block.
     """
 
     lines: int
     rows: int
     loads: int
-    slice_bytes: int
     shared_bytes: int
 
 
@@ -364,7 +362,7 @@ def share_out_lines(
         if rows > MOST_ROWS or loads < 1:
             continue
         if lines == 1 or (loads > 1 and loaded >= LEAST_LOADED_BYTES):
-            return LineRings(lines, rows, loads, slice_bytes, shared + loaded)
+            return LineRings(lines, rows, loads, shared + loaded)
     return None
 
 

@@ -44,7 +44,7 @@ class RowLoader {
           sums_bias_(S::kSumsBias && job.has_bias()),
           line_(problem, job.split),
           next_line_(line_) {
-        loads_ = shared + parts.loads + warp_ * S::kLoads * parts.slice_bytes;
+        loads_ = shared + parts.loads + warp_ * S::kLoads * S::kSliceBytes;
         biases_ = reinterpret_cast<float*>(shared + parts.biases);
         if (thread == 0) {
             describe(tensors, job);
@@ -183,7 +183,7 @@ class RowLoader {
 
     // The i-th new row of x of a line, or its row of dy.
     template <bool kIsX>
-    __device__ __forceinline__ Row row_of(const LineWalk& line, int i) const {
+    __device__ __forceinline__ Row row_of(const LineWalk<S>& line, int i) const {
         const auto& tensor = head_.tensors[kIsX];
         int h = line.row(), first = line.column();
         int end = min(first + static_cast<int>(problem_.run_columns),
@@ -243,7 +243,7 @@ class RowLoader {
     __device__ __forceinline__ void begin_load(int stage) {
         if (next_line_.exists()) {
             const bool is_x = next_row_ < next_line_.fresh();
-            unsigned char* to = loads_ + stage * parts_.slice_bytes;
+            unsigned char* to = loads_ + stage * S::kSliceBytes;
             if (next_bytes_ > 0) {
                 if (is_x) {
                     begin_slice<true>(to);
@@ -364,8 +364,8 @@ class RowLoader {
             ptx::cp_async_wait_group<S::kLoads - 1>();
             ptx::warp_sync();
             turn_around<kIsX>(row, layout, factor, slice,
-                              reinterpret_cast<const T*>(loads_ + stage * parts_.slice_bytes),
-                              vectors, largest);
+                              reinterpret_cast<const T*>(loads_ + stage * S::kSliceBytes), vectors,
+                              largest);
             vectors += S::kLoadingWarps * kPixels;
             ptx::warp_sync();
             begin_load(stage);
@@ -469,7 +469,7 @@ class RowLoader {
                                                const SliceLayout<S, true>& layout,
                                                const Pixel& pixel, const Taps& taps,
                                                T (&values)[kVector]) const {
-        const T* rows[S::kVectorChannels];
+        const T* rows[S::kXChannels];
         layout.find_rows(loaded + pixel.column + taps.first, taps.channel, pixel.segment, rows);
 #pragma unroll
         for (int i = 0; i < kVector; ++i) {
@@ -581,14 +581,14 @@ class RowLoader {
     float* biases_;  // of each filter, 32 lanes' sums
     int warp_, lane_, first_row_, first_slice_, turn_ = 0;
     bool sums_bias_;
-    LineWalk line_;       // that is brought
+    LineWalk<S> line_;    // that is brought
     Ring stage_;          // of lines
     int load_stage_ = 0;  // of this warp's loads, which is to be turned around next
     int slice_;           // of the next row, which that is
     Ring done_;           // the oldest line that is not multiplied yet
     int waiting_ = 0;     // such lines
     // What is to be loaded next.
-    LineWalk next_line_;
+    LineWalk<S> next_line_;
     int next_row_ = 0, next_slice_ = 0;
     std::uintptr_t next_begin_;  // of the row of the block's first channel
     int next_bytes_, next_images_;

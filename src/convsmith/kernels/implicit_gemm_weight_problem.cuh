@@ -20,6 +20,8 @@
 // whole channels, or of one.
 #pragma once
 
+#include <algorithm>
+
 #include "implicit_gemm_operands.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -35,14 +37,12 @@ struct WeightProblem {
     std::int64_t x_strides[4], y_strides[4], w_strides[4];
     std::int64_t unit_filters, unit_channels, unit_taps;  // units of a block
     std::int64_t runs, run_columns;                       // of a row of outputs
-    std::int64_t segments, pitch;                         // images of a line
-    std::int64_t x_pixels, phases;                        // of a row of x, each phase
+    std::int64_t pitch;                                   // from an image of a line to the next
     std::int64_t line_step;      // rows of outputs from a line to the one below it in its strip
     std::int64_t row_step;       // rows of x from one that a strip's lines meet to the next
     std::int64_t span, advance;  // rows of x that a line meets; that are new in the next one
     std::int64_t lines, rows;    // of the rings
     std::int64_t x_columns;      // of x that a line of one image reaches over
-    std::int64_t slice_bytes;    // of a slice that is loaded
     std::int64_t row_taps;       // of a filter row; 0 where channels are not unfolded
     std::int64_t unfolded;       // taps of an unfolded channel; else 1
     std::int64_t splits;         // of all lines, each with its own partial sums
@@ -58,12 +58,12 @@ struct Tensors {
 // split operands, the tensor cores add up kSumPixels at once. If neighbours in a line are
 // neighbours in memory, of dy and, unless it is unfolded, of x, it is plain. An unfolded channel
 // has kLanes, another none.
-// Of a row of dy and of one of x, in all phases, are known: its pixels; a channel's bytes, as they
-// are loaded; and whether all channels' rows lie alike in memory, to 16 bytes.
+// Of a row of dy and of one of x are known: its pixels, of x in each phase; a channel's bytes, as
+// they are loaded; and whether all channels' rows lie alike in memory, to 16 bytes.
 template <typename T, int kProducts_, int kSumPixels_, int kColumns_, int kSlots_, int kSegments_,
           bool kIsPlain_, int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_,
-          bool kSumsBias_, int kYPixels, int kXPixels, int kYBytes, int kXBytes, bool kYAlike,
-          bool kXAlike>
+          bool kSumsBias_, int kYPixels, int kPhases_, int kPhasePixels_, int kYBytes, int kXBytes,
+          bool kYAlike, bool kXAlike>
 struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
@@ -72,10 +72,11 @@ struct WeightGradient {
     static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kYPixels;
+    static constexpr int kPhases = kPhases_, kPhasePixels = kPhasePixels_;
     static constexpr int kSegments = kSegments_;
     static constexpr bool kSideBySide = kSegments > 1, kIsPlain = kIsPlain_;
     template <bool kIsX>
-    static constexpr int kRowPixels = kIsX ? kXPixels : kYPixels;
+    static constexpr int kRowPixels = kIsX ? kPhases * kPhasePixels : kPixels;
     template <bool kIsX>
     static constexpr int kRowBytes = kIsX ? kXBytes : kYBytes;
     template <bool kIsX>
@@ -83,9 +84,12 @@ struct WeightGradient {
     static constexpr int kLanes = kLanes_;
     static constexpr bool kUnfolds = kLanes > 0;
     static constexpr int kLanesOfVector = kUnfolds && kLanes < kVector ? kLanes : kVector;
-    static constexpr int kVectorChannels = kVector / kLanesOfVector;  // of an unfolded vector
-    static constexpr bool kSharesFilters = kSharesFilters_;           // the units of a warpgroup do
-    static constexpr bool kSumsBias = kSumsBias_;                     // dy itself is added up, too
+    // Of what is loaded at once, a slice of all images of a line: channels of x, of dy kVector.
+    static constexpr int kXChannels = kUnfolds ? kVector / kLanesOfVector : kVector;
+    static constexpr int kXImageBytes = kXChannels * kXBytes, kYImageBytes = kVector * kYBytes;
+    static constexpr int kSliceBytes = kSegments * std::max(kXImageBytes, kYImageBytes);
+    static constexpr bool kSharesFilters = kSharesFilters_;  // the units of a warpgroup do
+    static constexpr bool kSumsBias = kSumsBias_;            // dy itself is added up, too
     static constexpr int kLoads = kLoads_;  // slices of rows that a loading warp has on their way
     static constexpr int kConsumers = 3, kLoaders = kLoaders_;  // warpgroups
     static constexpr int kThreads = (kConsumers + kLoaders) * ptx::kWarpgroup;
@@ -173,17 +177,18 @@ struct Unit {
 };
 
 // The lines of a split, one after another.
+template <typename S>
 class LineWalk {
   public:
     __device__ LineWalk(const WeightProblem& problem, int split) : problem_(problem) {
-        const std::int64_t images = (problem.images + problem.segments - 1) / problem.segments;
+        const std::int64_t images = (problem.images + S::kSegments - 1) / S::kSegments;
         const std::int64_t all = images * problem.runs * problem.y_size[0];
         const std::int64_t first = all * split / problem.splits;
         left_ = static_cast<int>(all * (split + 1) / problem.splits - first);
         const auto rows = static_cast<int>(problem.y_size[0]);
         begin(static_cast<int>(first % rows), rows, static_cast<int>(problem.line_step));
         const auto run = static_cast<int>(first / rows), runs = static_cast<int>(problem.runs);
-        image_ = run / runs * static_cast<int>(problem.segments);
+        image_ = run / runs * S::kSegments;
         column_ = run % runs * static_cast<int>(problem.run_columns);
         fresh_ = static_cast<int>(problem.span);
     }
@@ -228,7 +233,7 @@ class LineWalk {
         column_ += static_cast<int>(problem_.run_columns);
         if (column_ < static_cast<int>(problem_.y_size[1])) return;
         column_ = 0;
-        image_ += static_cast<int>(problem_.segments);
+        image_ += S::kSegments;
     }
 
     const WeightProblem& problem_;
@@ -271,7 +276,6 @@ struct WeightShared {
     int y_vectors, x_vectors;                // of one part of a row
     int y_bytes, x_bytes;                    // of a row
     int y, x, loads, tables, biases, bytes;  // offsets
-    int slice_bytes;
 
     __host__ __device__ explicit WeightShared(const WeightProblem& problem) {
         const auto filters = static_cast<int>(problem.unit_filters) * kRowsOfBlock;
@@ -280,11 +284,10 @@ struct WeightShared {
         x_vectors = channels / kVector * S::template kRowPixels<true>;
         y_bytes = 16 * S::kParts * y_vectors;
         x_bytes = 16 * S::kParts * x_vectors;
-        slice_bytes = static_cast<int>(problem.slice_bytes);
         y = kHeadBytes;
         x = y + static_cast<int>(problem.lines) * y_bytes;
         loads = x + static_cast<int>(problem.rows) * x_bytes;
-        tables = loads + S::kLoadingWarps * S::kLoads * slice_bytes;
+        tables = loads + S::kLoadingWarps * S::kLoads * S::kSliceBytes;
         biases = tables + (S::template kRowPixels<true> + S::kPixels + 3) / 4 * 16;
         bytes = biases + (S::kSumsBias ? filters * 32 * 4 : 0);
     }
@@ -296,13 +299,12 @@ template <typename S>
 __device__ __forceinline__ void make_tables(const WeightProblem& problem, int* x, int thread) {
     constexpr int kThreads = S::kLoadingWarps * 32;
     constexpr int kXPixels = S::template kRowPixels<true>;
-    const auto row = static_cast<int>(problem.x_pixels);
     const auto pitch = static_cast<int>(problem.pitch);
     const auto stride = static_cast<int>(problem.stride[1]);
     for (int i = thread; i < kXPixels; i += kThreads) {
-        const int segment = i % row / pitch, phase = i / row;
-        const int column =
-            i % row % pitch * stride + phase * static_cast<int>(problem.dilation[1]) % stride;
+        const int segment = i % S::kPhasePixels / pitch, phase = i / S::kPhasePixels;
+        const int column = i % S::kPhasePixels % pitch * stride +
+                           phase * static_cast<int>(problem.dilation[1]) % stride;
         x[i] = segment < S::kSegments ? segment << 16 | column : -1;
     }
     for (int i = thread; i < S::kPixels; i += kThreads) {
