@@ -91,7 +91,7 @@ def weight_arguments(element: str, configuration: WeightConfiguration) -> tuple[
     """What ``Specialisation`` of implicit_gemm.cuh is instantiated with: one type."""
     geometry, line = configuration.geometry, configuration.line
     arguments = (  # WeightGradient of implicit_gemm_weight_problem.cuh
-        *(geometry.products, geometry.sum_pixels, geometry.unit_columns, configuration.slots),
+        *(geometry.parts, geometry.sum_pixels, geometry.unit_columns, configuration.slots),
         *(line.segments, configuration.is_plain, geometry.lanes),
         *(configuration.rings.loads, configuration.loaders),
         *(configuration.shares_filters, geometry.has_bias),

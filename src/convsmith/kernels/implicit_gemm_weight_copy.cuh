@@ -8,6 +8,8 @@
 
 namespace convsmith::implicit_gemm {
 
+inline constexpr int kPieceBytes = 16;
+
 template <typename S, bool kIsX>
 struct Slice {
     using T = typename S::Value;
@@ -32,7 +34,7 @@ struct Slice {
     }
 
     static __device__ __forceinline__ std::uintptr_t floor_of(std::uintptr_t address) {
-        return address & ~std::uintptr_t{15};
+        return address & ~std::uintptr_t{kPieceBytes - 1};
     }
 
   private:
@@ -48,18 +50,21 @@ struct Slice {
     __device__ __forceinline__ void copy_image(unsigned char* to, int lane) const {
         constexpr int kLanes = lanes_of_row(), kStep = 32 / kLanes;
         int channel = lane / kLanes;
-        const int first = lane % kLanes * 16;
+        const int first = lane % kLanes * kPieceBytes;
         std::uintptr_t from = row(channel, 0);
         to += place_of(channel, 0) + first;
-        int before = static_cast<int>(from % 16);
+        int before = static_cast<int>(from % kPieceBytes);
 #pragma unroll
         for (int i = 0; i < kChannels; i += kStep) {
-            if constexpr (!S::template kLieAlike<kIsX>) before = static_cast<int>(from % 16);
+            if constexpr (!S::template kLieAlike<kIsX>) {
+                before = static_cast<int>(from % kPieceBytes);
+            }
             const auto* piece = reinterpret_cast<const unsigned char*>(from - before) + first;
 #pragma unroll
-            for (int at = 0; at < kRowBytes; at += kLanes * 16) {
+            for (int at = 0; at < kRowBytes; at += kLanes * kPieceBytes) {
                 if (at < before + bytes - first) {
-                    ptx::cp_async<16>(to + place_of(i, 0) + at, piece + at, channel < channels);
+                    ptx::cp_async<kPieceBytes>(to + place_of(i, 0) + at, piece + at,
+                                               channel < channels);
                 }
             }
             channel += kStep;
@@ -68,7 +73,7 @@ struct Slice {
     }
     static __host__ __device__ constexpr int lanes_of_row() {
         int lanes = 32 / kChannels;
-        while (lanes < 32 && lanes * 16 < kRowBytes) lanes *= 2;
+        while (lanes < 32 && lanes * kPieceBytes < kRowBytes) lanes *= 2;
         return lanes;
     }
 
@@ -84,9 +89,11 @@ struct Slice {
             const int end = static_cast<int>(from - floor_of(from)) + bytes;
             unsigned char* there = to + place_of(channel, segment);
 #pragma unroll 4
-            for (int at = (lane & ((1 << sharing) - 1)) * 16; at < end; at += 16 << sharing) {
-                ptx::cp_async<16>(there + at, reinterpret_cast<const void*>(floor_of(from) + at),
-                                  channel < channels);
+            for (int at = (lane & ((1 << sharing) - 1)) * kPieceBytes; at < end;
+                 at += kPieceBytes << sharing) {
+                ptx::cp_async<kPieceBytes>(there + at,
+                                           reinterpret_cast<const void*>(floor_of(from) + at),
+                                           channel < channels);
             }
         }
     }
@@ -111,7 +118,8 @@ struct Slice {
 template <typename S, bool kIsX>
 struct SliceLayout {
     using T = typename S::Value;
-    static constexpr int kPiece = 16 / sizeof(T), kRoom = S::template kRowBytes<kIsX> / sizeof(T);
+    static constexpr int kPiece = kPieceBytes / sizeof(T);
+    static constexpr int kRoom = S::template kRowBytes<kIsX> / sizeof(T);
 
     int begin, of_channel, of_image;  // in the tensor
 

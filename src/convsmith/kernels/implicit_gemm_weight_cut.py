@@ -6,6 +6,7 @@ import math
 from dataclasses import dataclass
 
 from convsmith.kernels.implicit_gemm_accuracy import pixels_of_sums
+from convsmith.kernels.implicit_gemm_cut import PARTS
 from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS
 from convsmith.kernels.implicit_gemm_rings import VECTOR
 from convsmith.spec import ConvSpec, Pair, Precision, Shape
@@ -22,7 +23,7 @@ MOST_LINES = 3  # in shared memory
 MOST_ROWS = 64
 MOST_LOADS = 6
 MOST_COLUMNS = 2**15  # of a row of x, that a line reaches over
-PIECE_BYTES = 16  # that are copied at once
+PIECE_BYTES = 16  # that are copied at once: kPieceBytes of implicit_gemm_weight_copy.cuh
 LOADING_WARPS = 4  # of a warpgroup
 LOADED_BYTES = 24 * 1024  # of a warp, on their way, at most
 LEAST_LOADED_BYTES = 16 * 1024
@@ -31,10 +32,13 @@ LEAST_LOADED_BYTES = 16 * 1024
 BLOCK_BYTES = 227 * 1024
 PARTS_BLOCK_BYTES = 208 * 1024
 SUMS_BLOCK_BYTES = 188 * 1024
-WEIGHT_HEAD_BYTES = 1792  # kHeadBytes of implicit_gemm_weight_problem.cuh
+WEIGHT_HEAD_BYTES = 1792  # no less than kHeadBytes of implicit_gemm_weight_problem.cuh
 WORKSPACE_BYTES = 64 * 1024 * 1024
 TERMS = 16
-FEW_SUMS = {1: 96, 3: 64}  # channels of all units of a warpgroup, that leave registers
+# Channels of all units of a warpgroup: so few that they leave registers to others, by the
+# number of products; and that of three products few registers are kept in memory.
+FEW_SUMS = {1: 96, 3: 64}
+FEW_SUMS_OF_PARTS = 96
 LINES_OF_A_ROUND = 4  # that beginning and ending take as long as
 
 
@@ -76,6 +80,11 @@ class WeightGeometry:
     unfolded: int
     lanes: int
     lie_alike: tuple[bool, bool]
+
+    @property
+    def parts(self) -> int:
+        """Of an operand, of 16 bits each."""
+        return PARTS[self.products]
 
     @property
     def unit_columns(self) -> int:
@@ -330,12 +339,18 @@ def columns_of(geometry: WeightGeometry, line: Line) -> int:
 
 
 def load_bytes_of(geometry: WeightGeometry, line: Line) -> tuple[int, int]:
-    """Of a channel's row of dy, and of x, as it is loaded: in pieces of 16 bytes."""
-    y_columns, x_columns = line.run_columns, columns_of(geometry, line)
+    """Of a channel's row of dy, and of x, as it is loaded."""
+    y_columns = min(line.run_columns, geometry.y_size[1])
+    x_columns = min(columns_of(geometry, line), geometry.x_size[1])
     return (
-        (min(y_columns, geometry.y_size[1]) * geometry.itemsize + 30) // 16 * 16,
-        (min(x_columns, geometry.x_size[1]) * geometry.itemsize + 30) // 16 * 16,
+        bytes_of_pieces(y_columns * geometry.itemsize),
+        bytes_of_pieces(x_columns * geometry.itemsize),
     )
+
+
+def bytes_of_pieces(row_bytes: int) -> int:
+    """Of the pieces that a row lies in, wherever it begins, at most."""
+    return (row_bytes + 2 * (PIECE_BYTES - 1)) // PIECE_BYTES * PIECE_BYTES
 
 
 def share_out_lines(
@@ -344,10 +359,9 @@ def share_out_lines(
     """The rings of the most lines for which so many loading warps have room, or None."""
     most_bytes = block_bytes(geometry, slots_of(units))
     filters, channels, _ = units
-    parts = 2 if geometry.products == 3 else 1
     x_pixels = geometry.phases * line.x_pixels
-    y_bytes = 2 * parts * filters * UNIT_FILTERS * line.y_pixels
-    x_bytes = 2 * parts * channels * geometry.unit_columns * x_pixels
+    y_bytes = 2 * geometry.parts * filters * UNIT_FILTERS * line.y_pixels
+    x_bytes = 2 * geometry.parts * channels * geometry.unit_columns * x_pixels
     fixed = WEIGHT_HEAD_BYTES + (x_pixels + line.y_pixels + 3) // 4 * 16
     fixed += filters * UNIT_FILTERS * 32 * 4 if geometry.has_bias else 0
     y_load, x_load = load_bytes_of(geometry, line)
@@ -423,7 +437,7 @@ def block_bytes(geometry: WeightGeometry, slots: int) -> int:
     """Shared memory of a block, at most."""
     if geometry.products == 1:
         return BLOCK_BYTES
-    few_sums = slots * geometry.unit_columns <= FEW_SUMS[1]
+    few_sums = slots * geometry.unit_columns <= FEW_SUMS_OF_PARTS
     return PARTS_BLOCK_BYTES if few_sums else SUMS_BLOCK_BYTES
 
 

@@ -236,7 +236,7 @@ class RowLoader {
         const std::uintptr_t last =
             begin + tensor.last + (row.images - 1) * tensor.of_image + next_bytes_;
         next_is_inside_ = Slice<S, kIsX>::floor_of(begin) >= tensor.begin &&
-                          Slice<S, kIsX>::floor_of(last + 15) <= tensor.end;
+                          Slice<S, kIsX>::floor_of(last + kPieceBytes - 1) <= tensor.end;
     }
 
     // Begins to copy this warp's next slice.

@@ -47,7 +47,7 @@ class WeightMultiplier {
             if (special != 0) {
                 add_singly(line.stage);
                 ptx::warp_sync();
-            } else if constexpr (S::kProducts == 1) {
+            } else if constexpr (S::kParts == 1) {
                 add_line(line.stage);
             } else {
                 add_line_in_parts(line.stage);
@@ -65,7 +65,7 @@ class WeightMultiplier {
     // Pixels that are added to the same sums. The tensor cores truncate when they add, which is a
     // bias that grows with the length of a sum; where products are added with rounding, they have
     // those of S::kSumPixels at once.
-    static constexpr int kKeptPixels = S::kProducts == 1 ? 8192 : 1024;
+    static constexpr int kKeptPixels = S::kParts == 1 ? 8192 : 1024;
     static constexpr int kLinesKept = kKeptPixels / S::kPixels;
 
     static __device__ __forceinline__ void clear(float (&sums)[kValues]) {

@@ -53,14 +53,14 @@ struct Tensors {
     std::uintptr_t begin[2], end[2];
 };
 
-// What is compiled in: T is the tensors' element, kProducts as in Convolution, and each multiplying
-// warpgroup has the sums of kSlots units of kColumns channels, over lines of kSegments images. Of
-// split operands, the tensor cores add up kSumPixels at once. If neighbours in a line are
-// neighbours in memory, of dy and, unless it is unfolded, of x, it is plain. An unfolded channel
-// has kLanes, another none.
+// What is compiled in: T is the tensors' element, and each multiplying warpgroup has the sums of
+// kSlots units of kColumns channels, over lines of kSegments images. An operand has kParts: of two,
+// high and low, the tensor cores add up the products of kSumPixels at once. If neighbours in a line
+// are neighbours in memory, of dy and, unless it is unfolded, of x, it is plain. An unfolded
+// channel has kLanes, another none.
 // Of a row of dy and of one of x are known: its pixels, of x in each phase; a channel's bytes, as
 // they are loaded; and whether all channels' rows lie alike in memory, to 16 bytes.
-template <typename T, int kProducts_, int kSumPixels_, int kColumns_, int kSlots_, int kSegments_,
+template <typename T, int kParts_, int kSumPixels_, int kColumns_, int kSlots_, int kSegments_,
           bool kIsPlain_, int kLanes_, int kLoads_, int kLoaders_, bool kSharesFilters_,
           bool kSumsBias_, int kYPixels, int kPhases_, int kPhasePixels_, int kYBytes, int kXBytes,
           bool kYAlike, bool kXAlike>
@@ -68,8 +68,7 @@ struct WeightGradient {
     using Value = T;
     using Operand = std::conditional_t<std::is_same_v<T, __nv_bfloat16>, __nv_bfloat16, __half>;
     static constexpr bool kIsWeightGradient = true;
-    static constexpr int kProducts = kProducts_, kSumPixels = kSumPixels_;
-    static constexpr int kParts = kProducts == 3 ? 2 : 1;  // of an operand: high, and low
+    static constexpr int kParts = kParts_, kSumPixels = kSumPixels_;
     static constexpr bool kScales = std::is_same_v<T, float>;
     static constexpr int kColumns = kColumns_, kSlots = kSlots_, kPixels = kYPixels;
     static constexpr int kPhases = kPhases_, kPhasePixels = kPhasePixels_;
@@ -100,7 +99,7 @@ struct WeightGradient {
     // for, loading threads have.
     static constexpr int kFilterKinds = kSharesFilters ? 1 : kSlots;
     static constexpr int kKept =
-        kSlots * kColumns / 2 + (kProducts == 1 ? 8 * kFilterKinds : kSumPixels / 2 + kColumns / 2);
+        kSlots * kColumns / 2 + (kParts == 1 ? 8 * kFilterKinds : kSumPixels / 2 + kColumns / 2);
     static constexpr int kConsumerRegisters = kLoaders == 2 ? 96
                                               : kKept > 112 ? 144
                                               : kKept > 64  ? 136
@@ -110,7 +109,7 @@ struct WeightGradient {
         ((kConsumers + kLoaders) * kLaunchRegisters - kConsumers * kConsumerRegisters) / kLoaders /
         8 * 8;
     static constexpr int kAtOnce =  // vectors of a thread
-        kProducts == 1 && kLoaders == 1 && !kSideBySide ? 4 : 2;
+        kParts == 1 && kLoaders == 1 && !kSideBySide ? 4 : 2;
     static constexpr int kUnitValues = ptx::kWgmmaRows * kColumns;
 };
 
