@@ -23,22 +23,9 @@ def test_the_record_is_of_these_kernels(path: Path) -> None:
     assert reason is None, reason
 
 
-# What the record of the H100 is not right in. The next record has to do without.
-#
-# PyTorch takes either of two cuDNN algorithms here, which are about as fast: its error is 6.4e-08
-# or 42e-08 in rms. That of the implicit_gemm family is 7.4e-08 both times. All products are
-# positive, and the tensor cores truncate sums of 32 pixels.
-KNOWN_FAULTS = {
-    "h100-80gb-hbm3": [
-        "dense c_b16_c384k384_8_k1x3 grad_weight float32 nchw: "
-        "wrong: rand: rms error 7.4e-08, at most 6.44e-08",
-    ]
-}
-
-
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
 def test_the_record_is_complete_and_right(path: Path) -> None:
-    assert faults(record.load(path)) == KNOWN_FAULTS.get(path.stem, [])
+    assert faults(record.load(path)) == []
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
@@ -49,7 +36,6 @@ def test_what_was_wrong_before_was_so_by_chance(path: Path) -> None:
     is little more than a rounding.
     """
     rows = record.load(path)["rows"]
-    right = (row for row in rows if "fault" not in row)
-    before = [fault for row in right for fault in row.get("earlier_faults", ())]
+    before = [fault for row in rows for fault in row.get("earlier_faults", ())]
     assert all("largest error" in fault for fault in before)
     assert len(before) < 0.03 * len(rows)
