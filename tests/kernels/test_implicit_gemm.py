@@ -13,7 +13,7 @@ from torch import Tensor
 
 import convsmith
 from convsmith import execute
-from convsmith.kernels import implicit_gemm, implicit_gemm_tiles
+from convsmith.kernels import implicit_gemm
 from convsmith.kernels.implicit_gemm_cut import Configuration
 from convsmith.spec import Direction, Pair
 
@@ -207,23 +207,6 @@ def test_inf_and_nan_reach_nothing_else(
     torch.testing.assert_close(
         y.double(), exact, rtol=0, atol=LARGEST_ERROR[precision] * 60, equal_nan=True
     )
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.float16], ids=str)
-@pytest.mark.parametrize("columns", [133, 248, 263, 371])
-def test_tiles_of_rows_that_share_sectors(
-    columns: int, dtype: torch.dtype, halves: int, device: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Every row and channel begins elsewhere in a sector, and so do a tile's sectors."""
-    for shapes in ("SINGLE_SHAPES", "DOUBLE_SHAPES"):
-        owning = [one for one in getattr(implicit_gemm_tiles, shapes) if one.owns_sectors]
-        monkeypatch.setattr(implicit_gemm_tiles, shapes, owning)
-    case = replace(ORDINARY, batch=1, size=(5, columns), padding=(0, 0), dtype=dtype)
-    configuration = implicit_gemm.configure(case.specs()[Direction.FORWARD], 132)
-    assert isinstance(configuration, Configuration)
-    assert configuration.shape.owns_sectors
-    assert configuration.shape.count == halves
-    assert errors(case, device) < LARGEST_ERROR["tf32"]
 
 
 RUN_CASES = {

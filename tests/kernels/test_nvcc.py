@@ -47,11 +47,11 @@ DEPTHWISE = (
 # again, and in the float32 class, whose sums and products fill the registers, some of a stage's.
 IMPLICIT_GEMM = (
     ("kb55", Direction.FORWARD, Precision.TF32, 0),
-    ("kb55", Direction.FORWARD, Precision.FLOAT32, 128),  # copied by runs
-    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 72),  # five products
+    ("kb55", Direction.FORWARD, Precision.FLOAT32, 16),  # copied by runs
+    ("kb55", Direction.GRAD_INPUT, Precision.FLOAT32, 0),  # five products
     ("kb50", Direction.FORWARD, Precision.TF32, 0),  # few channels
     ("kb55", Direction.FORWARD, Precision.FLOAT16, 0),
-    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 36),  # copied by runs
+    ("kb86", Direction.GRAD_INPUT, Precision.FLOAT32, 0),  # copied by runs
     ("rn50_l2_3x3s2", Direction.FORWARD, Precision.FLOAT32, 0),
     ("rn50_stem", Direction.GRAD_INPUT, Precision.TF32, 0),  # phases that share blocks
     ("rn50_stem", Direction.GRAD_INPUT, Precision.FLOAT32, 36),

@@ -41,7 +41,7 @@ __global__ void __launch_bounds__(S::kThreads, 1)
     auto* shared = shared_memory<unsigned char>();
     auto& head = *shared_memory<typename Shared<S>::Head>();
     const int thread = static_cast<int>(threadIdx.x);
-    const int warpgroup = thread / ptx::kWarpgroup;
+    const int warpgroup = shared_by_lanes<S>(thread / ptx::kWarpgroup);
 
     // Make the barriers, and the table of the taps' shifts.
     if (thread == 0) {
@@ -116,10 +116,12 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         ptx::griddepcontrol_wait();  // for the filters' scales
         for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
-            store.prepare(TileWalk<S>(problem, tile).tile());
-            multiplier.multiply(taps_of<S>(problem, head, TileWalk<S>(problem, tile).tile()));
+            const Tile at = TileWalk<S>(problem, tile).tile();
+            store.prepare(at);
+            multiplier.multiply(taps_of<S>(problem, head, at));
             turn.begin();
-            store.store(TileWalk<S>(problem, tile).tile(), multiplier.sums);
+            // Phases leave no registers to keep it in.
+            store.store(S::kInterleaves ? TileWalk<S>(problem, tile).tile() : at, multiplier.sums);
             turn.end();
         }
         if constexpr (!S::kInterleaves) Storing::wait_until_read();  // of shared memory

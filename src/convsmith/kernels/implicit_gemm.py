@@ -14,8 +14,8 @@ from convsmith.kernels.implicit_gemm_forward import LEAST_GROUP_CHANNELS, forwar
 from convsmith.kernels.implicit_gemm_phases import MOST_PHASES, no_phases
 from convsmith.kernels.implicit_gemm_rings import MOST_TAPS, VECTOR
 from convsmith.kernels.implicit_gemm_tiles import (
+    columns_between_rows,
     configure_tiles,
-    flat_columns_of,
     timed_tilings,
     unfolded_channels,
 )
@@ -144,7 +144,7 @@ def problem(spec: ConvSpec, configuration: Configuration | WeightConfiguration) 
         configuration.tall_height,
         *(shape.columns, shape.down, shape.right),
         *(*patch.group_shift, *patch.tile),
-        flat_columns_of(forward) if shape.is_flat else 0,
+        columns_between_rows(forward, shape),
         *(*patch.phases, patch.rows, patch.pitch, patch.row_pixels),
         patch.run_lead or 0,
         *(configuration.lead, rings.patch_stages, rings.weight_stages),

@@ -124,6 +124,12 @@ class PatchLoader {
             h += w / columns * static_cast<int>(problem_.stride[0]);
             w = w % columns * static_cast<int>(problem_.stride[1]) -
                 static_cast<int>(problem_.padding[1]);
+        } else if (problem_.owns_sectors != 0) {
+            const int columns = static_cast<int>(problem_.flat_columns * problem_.stride[1]);
+            if (w + max(static_cast<int>(problem_.padding[1]), 0) >= columns) {
+                h += static_cast<int>(problem_.stride[0]);
+                w -= columns;
+            }
         }
         while (h >= tall) {
             h -= tall;

@@ -20,6 +20,7 @@
 #include "launch.cuh"
 #include "ptx/bulk_copy.cuh"
 #include "ptx/mbarrier.cuh"
+#include "ptx/shuffle.cuh"
 #include "ptx/wgmma.cuh"
 
 namespace convsmith::implicit_gemm {
@@ -58,12 +59,12 @@ struct Problem {
     std::int64_t half_down, half_right;    // from the first half of a tile to the second, or 0
     std::int64_t group_down, group_right;  // from the first warpgroup's pixels to the second's
     std::int64_t tile_size[2];             // of all of them together, or of what is stored of them
-    std::int64_t flat_columns;             // from a row of flat tiles to the next one; or 0
-    std::int64_t phases[2];                // of the stride that taps meet
-    std::int64_t patch_rows, pitch;        // of a phase, in pixels
-    std::int64_t row_pixels;               // from a row of taps to the next in a phase
-    std::int64_t run_lead;                 // pixels before those that taps meet, for runs to align
-    std::int64_t lead;                     // zeros before the first column of unfolded filters
+    std::int64_t flat_columns;  // from a row to the next one, for tiles that reach over both; or 0
+    std::int64_t phases[2];     // of the stride that taps meet
+    std::int64_t patch_rows, pitch;  // of a phase, in pixels
+    std::int64_t row_pixels;         // from a row of taps to the next in a phase
+    std::int64_t run_lead;           // pixels before those that taps meet, for runs to align
+    std::int64_t lead;               // zeros before the first column of unfolded filters
     std::int64_t patch_stages, weight_stages;
     std::int64_t stores_in_turn;  // the two warpgroups
     std::int64_t weights_stay;    // all of them have a stage, and serve every tile
@@ -72,10 +73,17 @@ struct Problem {
     std::int64_t stores_pairs;    // rows of the output are whole pairs, and halves are short rows
     std::int64_t stores_in_bulk;  // or whole 16 bytes, and halves are long rows
     std::int64_t stores_runs;     // halves are rows, whose elements are neighbours
-    std::int64_t owns_sectors;    // of a row: its last pixels are the next tile's
+    std::int64_t owns_sectors;    // of a row: a tile's last pixels are the next tile's, or row's
     std::int64_t blocks;          // of the grid
     OutPhases out_phases;
 };
+
+// What all lanes of a warp have, in a register that they share: so is what is computed of it. Not
+// of phases, which are stored lane by lane: more registers went to memory.
+template <typename S>
+__device__ __forceinline__ int shared_by_lanes(int value) {
+    return S::kInterleaves ? value : ptx::shared_by_lanes(value);
+}
 
 // A tile of outputs and where it lies: filters of a group, and a rectangle of tall outputs.
 struct Tile {

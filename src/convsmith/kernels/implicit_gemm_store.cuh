@@ -1,8 +1,9 @@
 // Finished sums on their way to the output, filter by filter: as pairs of pixels, which a thread
-// has side by side, or from shared memory, row by row, aligned rows by the copy engine.
+// has side by side, or from shared memory, row by row, long rows by the copy engine.
 #pragma once
 
 #include "implicit_gemm_sums.cuh"
+#include "ptx/elect.cuh"
 
 namespace convsmith::implicit_gemm {
 
@@ -60,6 +61,10 @@ class Store : public FinishedSums<S> {
                     store_in_bulk(plane, corner, count, eight, sums[half]);
                     continue;
                 }
+                if (!S::kIsFlat && problem_.owns_sectors != 0) {
+                    store_sectors(plane, corner, count, eight, sums[half]);
+                    continue;
+                }
                 this->template stage<float>(sums[half], eight);
                 if (problem_.stores_runs != 0) {
                     store_runs(plane, corner, count);
@@ -112,23 +117,138 @@ class Store : public FinishedSums<S> {
         }
     }
 
-    // Long rows of whole 16 bytes: a lane for each filter has the copy engine store its run, while
-    // the warp goes on.
+    // Long rows of whole 16 bytes, by the copy engine, while the warp goes on.
     template <int kValues>
     __device__ __forceinline__ void store_in_bulk(T* plane, const Corner& corner, int count,
                                                   int eight, const float (&sums)[kValues]) const {
         const int place = place_of(corner, position_of(corner, 0));
         if (place == kNone) return;
+        const int columns = static_cast<int>(problem_.out_size[1]) - corner.column;
+        const int bytes = min(columns, kHalf) * static_cast<int>(sizeof(T));
         wait_until_read();
         this->template stage<T>(sums, eight);
+        T* out = plane + place;
+        begin_copies([&](int filter) {
+            if (filter < count) {
+                const float* row = staging_ + filter * Shared<S>::kStagingPitch;
+                ptx::cp_async_bulk_store(out, row, bytes);
+            }
+            out += problem_.out_strides[1];
+        });
+    }
+
+    // Has one lane begin the copies of eight filters' staged rows: at addresses that all lanes
+    // share one follows another without waiting.
+    template <typename Copy>
+    __device__ __forceinline__ void begin_copies(const Copy& copy) const {
         ptx::fence_proxy_async();
         ptx::warp_sync();
-        if (lane_ < count) {
-            const int columns = static_cast<int>(problem_.out_size[1]) - corner.column;
-            ptx::cp_async_bulk_store(plane + lane_ * problem_.out_strides[1] + place,
-                                     staging_ + lane_ * Shared<S>::kStagingPitch,
-                                     min(columns, kHalf) * static_cast<int>(sizeof(T)));
-            ptx::cp_async_bulk_commit_group();
+        if (!ptx::elect_sync()) return;
+#pragma unroll
+        for (int filter = 0; filter < 8; ++filter) copy(filter);
+        ptx::cp_async_bulk_commit_group();
+    }
+
+    // What a tile owns of a long row: the sectors that begin in it. The row's last one is shared
+    // with the next row, whose first pixels the last tile has beyond what is padding.
+    struct Part {
+        int columns, padding;  // of the row from the tile's first one on; between it and the next
+        int own;               // columns in which these sectors begin
+        bool is_last, begins_plane, ends_plane;
+    };
+
+    __device__ __forceinline__ Part part_of(const Corner& corner) const {
+        const auto all = static_cast<int>(problem_.out_size[1]);
+        const auto width = static_cast<int>(problem_.tile_size[1]);
+        const int columns = all - corner.column;
+        const bool is_last = corner.column == static_cast<int>(problem_.tiles[1] - 1) * width;
+        const bool is_last_row = corner.row + 1 == static_cast<int>(problem_.out_size[0]);
+        return {columns, static_cast<int>(problem_.flat_columns) - all, is_last ? columns : width,
+                is_last, corner.row == 0 && corner.column == 0,         is_last && is_last_row};
+    }
+
+    // These sectors, by the copy engine. What begins or ends a plane, and shares its sector with
+    // another one, is stored element by element.
+    template <int kValues>
+    __device__ __forceinline__ void store_sectors(T* plane, const Corner& corner, int count,
+                                                  int eight, const float (&sums)[kValues]) const {
+        const int place = place_of(corner, position_of(corner, 0));
+        if (place == kNone) return;
+        T* first = plane + place;
+        const Part part = part_of(corner);
+        wait_until_read();
+        stage_part(first + lane_ / 4 * problem_.out_strides[1], part, eight, sums);
+        T* out = first;
+        begin_copies([&](int filter) {
+            const Sectors own(out, part);
+            if (filter < count && own.bytes > 0) {
+                ptx::cp_async_bulk_store(own.begin, staged(own, filter) + own.skipped, own.bytes);
+            }
+            out += problem_.out_strides[1];
+        });
+        if ((part.begins_plane || part.ends_plane) && lane_ < count) {
+            out = first + lane_ * problem_.out_strides[1];
+            const Sectors own(out, part);
+            const int end = own.skipped + own.bytes / static_cast<int>(sizeof(T));
+            if (part.begins_plane) copy_elements(out, staged(own, lane_), 0, own.skipped);
+            if (part.ends_plane) copy_elements(out, staged(own, lane_), end, part.own);
+        }
+    }
+
+    // Sectors that a part of a row owns; before them it has `skipped` elements.
+    struct Sectors {
+        T* begin;
+        int skipped, bytes;
+
+        __device__ __forceinline__ Sectors(T* out, const Part& part) {
+            const auto first = reinterpret_cast<std::uintptr_t>(out);
+            const auto from = (first + kSector - 1) / kSector * kSector;
+            const auto last = first + part.own * sizeof(T) + (part.ends_plane ? 0 : kSector - 1);
+            begin = reinterpret_cast<T*>(from);
+            skipped = static_cast<int>(static_cast<unsigned>(from - first) / sizeof(T));
+            bytes = static_cast<int>(last / kSector * kSector - from);
+        }
+    };
+
+    // Where a filter's part of a row is staged: its sectors begin at whole 16 bytes.
+    __device__ __forceinline__ T* staged(const Sectors& own, int filter) const {
+        auto* row = reinterpret_cast<T*>(staging_ + filter * Shared<S>::kStagingPitch);
+        return row + (-own.skipped & (16 / static_cast<int>(sizeof(T)) - 1));
+    }
+
+    static __device__ __forceinline__ void copy_elements(T* out, const T* row, int begin, int end) {
+        for (int i = begin; i < end; ++i) out[i] = row[i];
+    }
+
+    // Brings this warp's eight filters of a half to shared memory, a thread those of the row that
+    // belongs to `out`; of a row's last ones without the padding before the next row.
+    template <int kValues>
+    __device__ __forceinline__ void stage_part(T* out, const Part& part, int eight,
+                                               const float (&sums)[kValues]) const {
+        T* row = staged(Sectors(out, part), lane_ / 4);
+        const int first = lane_ % 4 * 2;
+        const bool are_pairs = reinterpret_cast<std::uintptr_t>(row) % (2 * sizeof(T)) == 0;
+        if (are_pairs && !part.is_last) {
+#pragma unroll
+            for (int j = 0; j < kValues / 4; ++j) {
+                const Vector<float, 2> values = pair(sums, j, eight);
+                *reinterpret_cast<Vector<T, 2>*>(row + 8 * j + first) = {
+                    Element<T>::narrow(values.values[0]), Element<T>::narrow(values.values[1])};
+            }
+            return;
+        }
+#pragma unroll
+        for (int j = 0; j < kValues / 4; ++j) {
+            const Vector<float, 2> values = pair(sums, j, eight);
+#pragma unroll
+            for (int i = 0; i < 2; ++i) {
+                const int pixel = 8 * j + first + i;
+                const bool is_next = pixel >= part.columns + part.padding;
+                if (pixel < part.columns || is_next) {
+                    row[is_next ? pixel - part.padding : pixel] =
+                        Element<T>::narrow(values.values[i]);
+                }
+            }
         }
     }
 
@@ -140,10 +260,6 @@ class Store : public FinishedSums<S> {
         }
         const int place = place_of(corner, position_of(corner, 0));
         if (place == kNone) return;
-        if (problem_.owns_sectors != 0) {
-            store_sectors(plane + place, corner.column, count);
-            return;
-        }
         const int columns = static_cast<int>(problem_.out_size[1]) - corner.column;
         store_run(plane + place, min(columns, kHalf), count, [](int pixel) { return pixel; });
     }
@@ -186,44 +302,25 @@ class Store : public FinishedSums<S> {
                                               const Place& staged_at) const {
 #pragma unroll 2
         for (int f = 0; f < count; ++f) {
-            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, elements_before(out), 0,
-                         pixels, staged_at);
+            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, pixels, staged_at);
             out += problem_.out_strides[1];
         }
     }
 
-    static constexpr int kSector = 32 / sizeof(T);  // elements
-
-    // From the sector's start.
-    static __device__ __forceinline__ int elements_before(const T* out) {
-        return static_cast<int>(reinterpret_cast<std::uintptr_t>(out) / sizeof(T) % kSector);
-    }
+    static constexpr std::uintptr_t kSector = 32;  // bytes
 
     // A warp's 32 at once are whole sectors.
     template <typename Place>
-    __device__ __forceinline__ void store_pixels(T* out, const float* row, int before, int begin,
-                                                 int end, const Place& staged_at) const {
+    __device__ __forceinline__ void store_pixels(T* out, const float* row, int pixels,
+                                                 const Place& staged_at) const {
+        const auto before =  // in the first one's sector
+            static_cast<int>(reinterpret_cast<std::uintptr_t>(out) % kSector / sizeof(T));
 #pragma unroll
         for (int i = 0; i <= kVectorPixels; ++i) {
             const int pixel = i * 32 + lane_ - before;
-            if (pixel >= begin && pixel < end) {
+            if (pixel >= 0 && pixel < pixels) {
                 out[pixel] = Element<T>::narrow(row[staged_at(pixel)]);
             }
-        }
-    }
-
-    // Stores the sectors that begin in this tile, of a row: its first one and its last one may be
-    // stored in part.
-    __device__ __forceinline__ void store_sectors(T* out, int column, int count) const {
-        const int columns = min(static_cast<int>(problem_.out_size[1]) - column, kHalf);
-        const auto width = static_cast<int>(problem_.tile_size[1]);
-#pragma unroll 2
-        for (int f = 0; f < count; ++f) {
-            const int before = elements_before(out), after = (kSector - before) % kSector;
-            const int begin = column == 0 ? 0 : after, end = min(columns, width + after);
-            store_pixels(out, staging_ + f * Shared<S>::kStagingPitch, before, begin, end,
-                         [](int pixel) { return pixel; });
-            out += problem_.out_strides[1];
         }
     }
 

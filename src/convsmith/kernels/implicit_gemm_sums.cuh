@@ -28,7 +28,7 @@ class FinishedSums {
           warpgroup_(warpgroup),
           lane_(static_cast<int>(threadIdx.x) % 32),
           tall_out_(static_cast<int>(problem.tall_height / problem.stride[0])) {
-        const int warp = static_cast<int>(threadIdx.x) / 32;
+        const int warp = shared_by_lanes<S>(static_cast<int>(threadIdx.x) / 32);
         staging_ = reinterpret_cast<float*>(shared + Shared<S>(problem).staging +
                                             warp * Shared<S>::kStagingBytes);
     }
@@ -54,7 +54,7 @@ class FinishedSums {
 
     // Of this warp's 16, of which a thread's values are of two, 8 apart.
     __device__ __forceinline__ int first_filter(const Tile& tile) const {
-        const int warp = static_cast<int>(threadIdx.x) / 32 % 4;
+        const int warp = shared_by_lanes<S>(static_cast<int>(threadIdx.x) / 32 % 4);
         return tile.first_filter + (S::kSplitsFilters ? warpgroup_ * kRowsOfBlock : 0) + warp * 16;
     }
 

@@ -25,7 +25,6 @@ from convsmith.spec import ConvSpec, Pair
 
 MOST_PATCH_ROWS = 2**15  # of the input, that a patch reaches over
 MOST_PATCH_COLUMNS = 2**16
-MOST_TERMS_OF_OWNED = 256  # of a sum, where tiles own sectors
 
 
 def configure_tiles(spec: ConvSpec, multiprocessors: int) -> Configuration | None:
@@ -68,7 +67,7 @@ def attempt(
     shape: Halves,
 ) -> Configuration | None:
     """One tiling, or None where it does not fit into shared memory."""
-    if shape.owns_sectors and not can_own_sectors(forward, sums):
+    if shape.owns_sectors and not can_own_sectors(forward):
         return None
     if shape.is_flat and not can_be_flat(forward):
         return None
@@ -146,7 +145,7 @@ def patch_of(forward: Forward, sums: Sums, splits_filters: bool, shape: Halves) 
         return Patch(tile, group_shift, phases, 1, pitch, row_pixels)
     rows, pitch = tile[0] + reach[0], tile[1] + reach[1]
     if shape.owns_sectors:
-        tile = (tile[0], tile[1] - forward.sector)
+        tile = (tile[0], owned_columns(forward))
     if shape.is_narrow or not copies_runs(forward, sums):
         return Patch(tile, group_shift, phases, rows, pitch, row_pixels=pitch)
     run_lead = -forward.padding[1] % forward.run
@@ -195,6 +194,42 @@ def flat_columns_of(forward: Forward) -> int:
     return forward.out_size[1] if forward.unfolds else spacing(forward, axis=1)
 
 
+def owned_pitch(forward: Forward) -> int:
+    """From a row to the next one, where the last tile that owns a row's sectors goes on in it.
+
+    What is copied as one, of up to 16 bytes, is of one of them. Of negative padding the next
+    row's first columns are met by none of its outputs.
+    """
+    columns = spacing(forward, axis=1) - min(forward.padding[1], 0)
+    return -(-columns // forward.stride[1] // forward.run) * forward.run
+
+
+def columns_between_rows(forward: Forward, shape: Halves) -> int:
+    """From a row to the next one, for tiles that reach over both; 0 for those that do not."""
+    if shape.is_flat:
+        return flat_columns_of(forward)
+    return owned_pitch(forward) if shape.owns_sectors else 0
+
+
+def last_owned(forward: Forward) -> int:
+    """The first column from which on a tile reaches the end of the sector that ends a row."""
+    return owned_pitch(forward) + forward.sector - 1 - HALF
+
+
+def owned_columns(forward: Forward) -> int:
+    """Columns whose sectors a long tile owns; 0 where no number suits.
+
+    The last tile of a row has the first pixels of the next row, with which the row's last
+    sector ends; the one before it ends within the row.
+    """
+    most = forward.out_size[1] - forward.sector + 1
+    for before in range(1, most // forward.sector):
+        columns = min(most // before, HALF - forward.sector + 1) // forward.run * forward.run
+        if before * columns >= last_owned(forward):
+            return columns
+    return 0
+
+
 def met_phases(forward: Forward) -> tuple[Pair, Pair]:
     """Phases of the stride that taps meet, and how many pixels those of a phase reach over."""
     if forward.phases is not None:
@@ -240,6 +275,8 @@ def count_tiles(forward: Forward, tall_out: int, tile: Pair, shape: Halves) -> P
     rows, columns = forward.batch * tall_out, forward.out_size[1]
     if shape.is_flat:
         rows, columns = 1, rows * flat_columns_of(forward)
+    elif shape.owns_sectors:
+        columns = last_owned(forward) + tile[1]
     return (-(-rows // tile[0]), -(-columns // tile[1]))
 
 
@@ -295,19 +332,17 @@ def stores_in_turn(forward: Forward, splits_filters: bool, shape: Halves) -> boo
     return shape.is_narrow and splits_filters and forward.itemsize == 4 and not has_phases
 
 
-def can_own_sectors(forward: Forward, sums: Sums) -> bool:
-    """Whether tiles of long rows would share sectors, and had better own them.
+def can_own_sectors(forward: Forward) -> bool:
+    """Whether tiles of long rows would share sectors, and may own them instead.
 
-    Storing has to be what takes longest: sums of few terms, of one product each.
+    Rows follow one another, for the last sector of one to be a tile's with the next row's
+    start.
     """
-    if sums.products > 1:
-        return False
     if forward.phases is not None or forward.out_size[1] <= HALF:
         return False
-    if forward.terms > MOST_TERMS_OF_OWNED:
-        return False
     in_whole_sectors = forward.out_rows_begin_at_multiples_of(forward.sector)
-    return forward.out_strides[3] == 1 and not in_whole_sectors
+    follow = forward.out_strides[2:] == (forward.out_size[1], 1)
+    return follow and not in_whole_sectors and owned_columns(forward) > 0
 
 
 def choose_blocks(tiles: int, multiprocessors: int, kinds: int) -> int:
