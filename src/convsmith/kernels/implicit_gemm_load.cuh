@@ -63,7 +63,10 @@ class PatchLoader {
     __device__ __forceinline__ void load() {
         begin_tile();
 #pragma unroll 1
-        for (int i = 0; i < S::kAhead; ++i) begin_group();
+        for (int i = 0; i < S::kAhead; ++i) {
+            begin_group();
+            go_on();
+        }
 #pragma unroll 1
         for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem_.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
@@ -77,6 +80,10 @@ class PatchLoader {
 
   private:
     static constexpr int kNone = INT_MIN;  // the place of what is padding
+
+    // A thread reads a group that has arrived before it begins another one, so that the values
+    // come meanwhile. Those of two vectors would be more than its registers hold.
+    static constexpr bool kReadsFirst = S::kAtOnce == 1;
 
     __device__ __forceinline__ bool meets_taps(const Tile& tile) const {
         return taps_of<S>(problem_, head_, tile).count > 0;
@@ -196,17 +203,19 @@ class PatchLoader {
     }
 
     __device__ __forceinline__ bool next_exists() const {
-        return next_ < static_cast<int>(problem_.all_tiles);
+        return next_tile_ < static_cast<int>(problem_.all_tiles);
     }
     __device__ __forceinline__ Tile next_tile() const {
-        return TileWalk<S>(problem_, next_).tile();
+        return TileWalk<S>(problem_, next_tile_).tile();
     }
 
     // Goes over to the next tile that is to be copied, if there is one. There are two tables: some
     // threads may still be copying the tile before.
     __device__ __forceinline__ void begin_tile() {
         if constexpr (S::kInterleaves) {
-            while (next_exists() && !meets_taps(next_tile())) next_ += static_cast<int>(gridDim.x);
+            while (next_exists() && !meets_taps(next_tile())) {
+                next_tile_ += static_cast<int>(gridDim.x);
+            }
         }
         if (!next_exists()) return;
         const Corner corner = corner_of(next_tile());
@@ -228,22 +237,27 @@ class PatchLoader {
         left_ = groups_of(channel);
         next_channel_ = channel;
         next_plane_ = plane_;
-        next_pixel_ = S::kCopiesRuns ? first_copied_ : thread_;
-        wrap_pixel();
+        find_pixel(S::kCopiesRuns ? first_copied_ : thread_);
     }
 
-    // Past the last pixel, the next channels' first one follows.
-    __device__ __forceinline__ void wrap_pixel() {
-        while (next_pixel_ >= pixels_) {
-            next_pixel_ -= pixels_;
+    // Goes over to a vector of this thread's, and looks up where its pixel is, in good time. Past
+    // the last pixel, the next channels' first one follows.
+    __device__ __forceinline__ void find_pixel(int pixel) {
+        while (pixel >= pixels_) {
+            pixel -= pixels_;
             next_channel_ += kVector;
             if constexpr (!S::kUnfolds) next_plane_ += kVector * problem_.in_strides[1];
         }
+        next_pixel_ = pixel;
+        next_ = {kNone, 0};
+        if (next_channel_ >= next_block_ + S::kBlockChannels) return;
+        next_.place = places()[pixel];
+        if constexpr (S::kUnfolds) next_.column = columns()[pixel];
     }
 
     // Begins to copy this thread's next group of vectors.
     __device__ __forceinline__ void begin_group() {
-        if (next_exists()) {
+        if (left_ > 0) {
             const int stage = next_stage_ * Shared<S>::kGroupValues;
             if (S::kCopiesRuns && copies_runs_) {
                 ptx::warp_sync();  // for all lanes to have looked at what is there
@@ -254,9 +268,13 @@ class PatchLoader {
                 copy_group<false>(ring_ + stage);
             }
             next_stage_ = next_stage_ == S::kAhead ? 0 : next_stage_ + 1;
-            if (--left_ == 0) end_block();
         }
         ptx::cp_async_commit_group();
+    }
+
+    // Goes over to the patch that follows, when all of one has been begun.
+    __device__ __forceinline__ void go_on() {
+        if (left_ > 0 && --left_ == 0) end_block();
     }
 
     __device__ __forceinline__ void end_block() {
@@ -265,7 +283,7 @@ class PatchLoader {
             if constexpr (!S::kUnfolds) plane_ += S::kBlockChannels * problem_.in_strides[1];
             begin_block(channel);
         } else {
-            next_ += static_cast<int>(gridDim.x);
+            next_tile_ += static_cast<int>(gridDim.x);
             begin_tile();
         }
     }
@@ -279,8 +297,7 @@ class PatchLoader {
     __device__ __forceinline__ void copy_runs(T* to) {
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
-            const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
-            const int place = is_in_block ? places()[next_pixel_] : kNone;
+            const int place = next_.place;
             const T* from =
                 next_plane_ + (place == kNone ? 0 : place) + run_channel_ * problem_.in_strides[1];
 #pragma unroll
@@ -291,8 +308,7 @@ class PatchLoader {
                     place != kNone && next_channel_ + channel < S::channels(problem_));
                 from += kChannelsAtOnce * problem_.in_strides[1];
             }
-            next_pixel_ += kThreads;
-            wrap_pixel();
+            find_pixel(next_pixel_ + kThreads);
         }
     }
 
@@ -301,12 +317,8 @@ class PatchLoader {
         T values[S::kAtOnce][kVector];  // asynchronous copies are of four bytes at least
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
-            const bool is_in_block = next_channel_ < next_block_ + S::kBlockChannels;
-            Pixel pixel{is_in_block ? places()[next_pixel_] : kNone, 0};
-            if constexpr (S::kUnfolds) pixel.column = columns()[next_pixel_];
-            copy_vector<kAllExist>(to, i, pixel, values[i]);
-            next_pixel_ += kThreads;
-            wrap_pixel();
+            copy_vector<kAllExist>(to, i, next_, values[i]);
+            find_pixel(next_pixel_ + kThreads);
         }
         if constexpr (sizeof(T) != 4) {
 #pragma unroll
@@ -354,10 +366,13 @@ class PatchLoader {
         const int groups = groups_of(channel);
 #pragma unroll 1
         for (int group = 0; group < groups; ++group) {
+            T values[S::kAtOnce][kVector];
+            if constexpr (kReadsFirst) read_group<S::kAhead - 1>(values);
             begin_group();
-            ptx::cp_async_wait_group<S::kAhead>();
-            if (S::kCopiesRuns && copies_runs_) ptx::warp_sync();  // for other lanes' copies
-            largest = larger(largest, convert_group(to, thread_ + group * S::kAtOnce * kThreads));
+            if constexpr (!kReadsFirst) read_group<S::kAhead>(values);
+            largest =
+                larger(largest, convert_group(values, to, thread_ + group * S::kAtOnce * kThreads));
+            go_on();
         }
         if constexpr (S::kScales) {
             const unsigned bits = largest_of_all(magnitude_bits(largest));
@@ -395,12 +410,13 @@ class PatchLoader {
         }
     }
 
-    // Writes the operands of a group that has arrived, the first of them at `vector`; the largest
-    // magnitude, infinity included, and NaN where zeros may meet it.
-    __device__ __forceinline__ float convert_group(Vector<Operand, kVector>* to, int vector) {
+    // Reads the next group when it has arrived; kLater groups have been begun after it.
+    template <int kLater>
+    __device__ __forceinline__ void read_group(T (&values)[S::kAtOnce][kVector]) {
+        ptx::cp_async_wait_group<kLater>();
+        if (S::kCopiesRuns && copies_runs_) ptx::warp_sync();  // for other lanes' copies
         const T* from = ring_ + stage_ * Shared<S>::kGroupValues;
         stage_ = stage_ == S::kAhead ? 0 : stage_ + 1;
-        T values[S::kAtOnce][kVector];
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
 #pragma unroll
@@ -411,6 +427,12 @@ class PatchLoader {
                 for (int j = 0; j < S::kPiece; ++j) values[i][c + j] = piece.values[j];
             }
         }
+    }
+
+    // Writes a group's operands, the first of them at `vector`; the largest magnitude, infinity
+    // included, and NaN where zeros may meet it.
+    __device__ __forceinline__ float convert_group(const T (&values)[S::kAtOnce][kVector],
+                                                   Vector<Operand, kVector>* to, int vector) const {
         float largest = 0;
 #pragma unroll
         for (int i = 0; i < S::kAtOnce; ++i) {
@@ -512,9 +534,11 @@ class PatchLoader {
     int first_copied_, run_channel_ = 0;  // the vector of a group, and channel, that it copies
     int stage_ = 0;                       // of the ring, to be looked at next
     // What is to be copied next: a tile, the channels of a patch, and a vector of this thread's.
-    int next_ = static_cast<int>(blockIdx.x);
-    int next_table_ = 0, next_block_ = 0, left_ = 0, next_stage_ = 0;  // (left_: groups)
+    int next_tile_ = static_cast<int>(blockIdx.x);
+    int next_table_ = 0, next_block_ = 0, next_stage_ = 0;
+    int left_ = 0;  // groups of that patch; 0 when all tiles have been copied
     int next_channel_ = 0, next_pixel_ = 0;
+    Pixel next_ = {kNone, 0};
     const T *plane_ = nullptr, *next_plane_ = nullptr;
 };
 
