@@ -157,7 +157,8 @@ const char* run_convolve(const void* packed_problem, std::size_t packed_bytes,
     auto* unscale = reinterpret_cast<float*>(
         workspace + padded / kRowsOfBlock * S::channel_blocks(problem) * S::padded_taps(problem) *
                         std::int64_t{S::kTapBytes});
-    const char* error = launch(pack<S>, dim3(static_cast<unsigned>(padded)), dim3(kPackThreads),
+    const char* error = launch(pack<S>, dim3(static_cast<unsigned>(padded)),
+                               dim3(static_cast<unsigned>(pack_threads<S>(problem))),
                                sizeof(PackShared), stream, problem, weight, packed, unscale);
     if (error != nullptr) return error;
     return launch_early(convolve<S>, dim3(static_cast<unsigned>(problem.blocks)), dim3(S::kThreads),

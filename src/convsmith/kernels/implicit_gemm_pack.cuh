@@ -4,6 +4,7 @@
 // with zeros where filters or channels are missing, followed by what undoes each filter's scale.
 #pragma once
 
+#include <algorithm>
 #include <climits>
 
 #include "implicit_gemm_operands.cuh"
@@ -13,11 +14,11 @@
 
 namespace convsmith::implicit_gemm {
 
-inline constexpr int kPackThreads = 128;
+inline constexpr int kMostPackThreads = 512;
 
 struct PackShared {
     int places[kMostTaps];  // of the taps' weights, from a channel's first one; or kNoWeight
-    unsigned largest[kPackThreads / 32];  // of each warp's weights
+    unsigned largest[kMostPackThreads / 32];  // of each warp's weights
 };
 inline constexpr int kNoWeight = INT_MIN;
 
@@ -83,7 +84,17 @@ struct PackedFilter {
     }
 };
 
-// What a thread goes over: each kPackThreads-th pair of an outer number and a tap.
+// Threads of a block: as many as leave each few of a filter's weights, for what takes long is that
+// they wait for memory again and again.
+template <typename S>
+int pack_threads(const Problem& problem) {
+    constexpr int kEach = 8, kFewest = 128;
+    const int weights = S::channels(problem) * S::padded_taps(problem);
+    const int threads = (weights / kEach + kFewest - 1) / kFewest * kFewest;
+    return std::min(std::max(threads, kFewest), kMostPackThreads);
+}
+
+// What a thread goes over: pairs of an outer number and a tap, as far apart as there are threads.
 class TapWalk {
   public:
     int outer, tap;
@@ -92,8 +103,8 @@ class TapWalk {
         : outer(first / max(taps, 1)),
           tap(first % max(taps, 1)),
           taps_(taps),
-          outer_step_(kPackThreads / max(taps, 1)),
-          tap_step_(kPackThreads % max(taps, 1)) {}
+          outer_step_(static_cast<int>(blockDim.x) / max(taps, 1)),
+          tap_step_(static_cast<int>(blockDim.x) % max(taps, 1)) {}
 
     __device__ __forceinline__ void advance() {
         outer += outer_step_;
@@ -110,18 +121,18 @@ class TapWalk {
 
 // A block packs one filter.
 template <typename S>
-__global__ void __launch_bounds__(kPackThreads)
+__global__ void __launch_bounds__(kMostPackThreads)
     pack(const Problem problem, const typename S::Value* __restrict__ weight,
          typename S::Operand* __restrict__ packed, float* __restrict__ unscale) {
     using Operand = typename S::Operand;
     ptx::griddepcontrol_launch_dependents();  // they load patches meanwhile
     auto& shared = *shared_memory<PackShared>();
-    const int thread = static_cast<int>(threadIdx.x);
+    const int thread = static_cast<int>(threadIdx.x), threads = static_cast<int>(blockDim.x);
     const std::int64_t row = blockIdx.x;  // of padded filters
     const PackedFilter<S> filter(problem, weight, row);
     const int taps = S::taps(problem, filter.rows.count);
     const int padded_taps = S::padded_taps(problem, filter.rows.count);
-    for (int tap = thread; tap < taps; tap += kPackThreads) {
+    for (int tap = thread; tap < taps; tap += threads) {
         shared.places[tap] = filter.place_of(tap);
     }
     __syncthreads();
@@ -132,7 +143,7 @@ __global__ void __launch_bounds__(kPackThreads)
         unsigned largest = 0;
         TapWalk walk(thread, taps);
 #pragma unroll 4
-        for (int i = thread; i < filter.channels * taps; i += kPackThreads) {
+        for (int i = thread; i < filter.channels * taps; i += threads) {
             const float value = filter.weight_at(walk.outer, shared.places[walk.tap]);
             const unsigned bits = magnitude_bits(value);
             if (bits < kInfinityBits) largest = max(largest, bits);
@@ -141,8 +152,7 @@ __global__ void __launch_bounds__(kPackThreads)
         largest = ptx::reduce_max(largest);
         if (thread % 32 == 0) shared.largest[thread / 32] = largest;
         __syncthreads();
-#pragma unroll
-        for (const unsigned each : shared.largest) largest = max(largest, each);
+        for (int i = 0; i < threads / 32; ++i) largest = max(largest, shared.largest[i]);
         scale = scale_for(largest);
     }
     if (thread == 0) unscale[row] = 1 / scale;
@@ -157,7 +167,7 @@ __global__ void __launch_bounds__(kPackThreads)
     const int vectors = S::channel_blocks(problem) * kVectors;
     TapWalk walk(thread, padded_taps);
 #pragma unroll 2
-    for (int i = thread; i < vectors * padded_taps; i += kPackThreads) {
+    for (int i = thread; i < vectors * padded_taps; i += threads) {
         const int tap = walk.tap, vector = walk.outer;
         walk.advance();
         const int halvings = tap == 0 ? filling : tap < taps ? 0 : tap - taps + 1;

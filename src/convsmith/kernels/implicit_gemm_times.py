@@ -11,7 +11,7 @@ from convsmith.roofline import Ceilings
 from convsmith.spec import ConvSpec
 
 BEGIN_AND_END_MS = 0.016
-PACK_MS_PER_WEIGHT = 4.1e-9
+PACK_MS_PER_WEIGHT = 2.0e-9
 
 # Of a matrix product that is long enough for the clock to sink: tiles are shorter.
 SHARE_OF_RATE = 1.3
