@@ -13,6 +13,7 @@ MOST_STAGES = 32
 MOST_TAPS = 512
 MOST_BYTES_AHEAD = 42 * 1024  # of loads on their way
 FEWEST_BYTES_AHEAD = 9 * 1024
+MANY_CHANNELS = 128  # of a group: four patches of 32
 SHARED_BYTES = 227 * 1024  # of a block, at most
 STAGING_BYTES = 8 * 8 * (HALF + 8) * 4  # of eight warps, eight filters each
 
@@ -101,11 +102,13 @@ def share_out(use: BlockUse) -> Rings | None:
 def rings_to_try(channels: int, has_few_taps: bool) -> list[tuple[int, int, int]]:
     """(channels of a patch, patches, stages of weights; 0 for all), the best first.
 
-    Of few taps, several instructions' channels make a patch, so that it is worth a barrier.
+    Of few taps, several instructions' channels make a patch, so that it is worth a barrier. Of
+    more taps, those of two do, where there are many patches and they leave room for all stages.
     """
     whole = -(-channels // WGMMA_TERMS) * WGMMA_TERMS
     blocks = {min(whole, 64), min(whole, 32), 16} if has_few_taps else {16}
-    return [
+    large = [] if has_few_taps or whole < MANY_CHANNELS else [(32, 4, 4), (32, 4, 3)]
+    return large + [
         (block, patches, weights)
         for choice in ((4, 3), (2,), (1,))
         for block in sorted(blocks, reverse=True)
