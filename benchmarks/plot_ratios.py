@@ -23,7 +23,7 @@ from convsmith.bench import record
 from convsmith.bench.record import Record, Row
 
 ROOT = Path(__file__).parents[1]
-RECORD = ROOT / "benchmarks" / "results" / "h100-80gb-hbm3.json"
+RECORD = ROOT / "benchmarks" / "results" / "h200.json"
 PICTURE = ROOT / "docs" / "images" / "ratios.png"
 
 TITLES = {

@@ -14,7 +14,7 @@ from convsmith.bench import record
 from convsmith.bench.validate import faults, staleness
 
 RESULTS = Path(__file__).parents[2] / "benchmarks" / "results"
-RECORDS = sorted({*RESULTS.glob("*.json"), RESULTS / "h100-80gb-hbm3.json"})
+RECORDS = sorted({*RESULTS.glob("*.json"), RESULTS / "h200.json"})
 
 
 @pytest.mark.parametrize("path", RECORDS, ids=lambda path: path.stem)
