@@ -38,6 +38,18 @@ EXACT = {
         replace(SQUARE, group_filters=70, size=(23, 18), stride=(2, 2)),
     ),
 }
+# Where an operand's second parts meet each other: in all of these, and where products are four.
+MANY_PRODUCTS = {
+    **{name: EXACT[name] for name in EXACT if name != "gradient-of-a-stride"},
+    "four-products": (Direction.FORWARD, replace(POINTWISE, group_channels=80, size=(9, 30))),
+    "three-channels": (Direction.FORWARD, replace(SQUARE, group_channels=3, size=(9, 30))),
+    "flat": (Direction.FORWARD, replace(SQUARE, group_channels=8, batch=4, size=(13, 13))),
+    "rows-that-share-sectors": (
+        Direction.FORWARD,
+        replace(SQUARE, group_channels=8, batch=1, size=(6, 301), padding=(0, 0)),
+    ),
+    "copied-rows": (Direction.FORWARD, replace(SQUARE, group_channels=8, batch=1, size=(5, 264))),
+}
 LONG_EXACT = {
     "planes-for-winograd": (Direction.FORWARD, replace(SQUARE, group_channels=176, size=(12, 18))),
 }
@@ -117,6 +129,21 @@ def test_operands_have_all_of_their_bits(name: str, values: Distribution, device
     rms, largest = errors(case, direction, values, device)
     assert rms < (6e-8 if values is Distribution.RAND else 7.5e-8)
     assert largest < 1.7e-7
+
+
+@pytest.mark.usefixtures("_float32_class")
+@pytest.mark.parametrize("value", [torch.inf, -torch.inf, torch.nan], ids=str)
+@pytest.mark.parametrize("name", MANY_PRODUCTS)
+def test_infinity_stays_infinity_in_parts(name: str, value: float, device: str) -> None:
+    """In the last rows of x, and in a weight, which padding meets, too; or in those of dy."""
+    direction, case = MANY_PRODUCTS[name]
+    x, w, dy = (tensor.to(device) for tensor in drawn(case, direction, Distribution.RANDN))
+    moved = x if direction is Direction.FORWARD else dy
+    moved[-1, 1 % moved.shape[1], -3:, ::7] = value
+    if direction is Direction.FORWARD:
+        w[2, 0, 0, 0] = value
+    ours, exact = computed(case, direction, x, w, dy)
+    torch.testing.assert_close(ours.double(), exact, rtol=0, atol=1e-4, equal_nan=True)
 
 
 @pytest.mark.usefixtures("_float32_class")

@@ -18,6 +18,7 @@
 //   implicit_gemm_load.cuh          patches and weights on their way to shared memory
 //   implicit_gemm_multiply.cuh      products
 //   implicit_gemm_sums.cuh          finished sums, and where they belong
+//   implicit_gemm_repair.cuh        those that infinity has made NaN
 //   implicit_gemm_store.cuh         on their way to the output
 //   implicit_gemm_store_phases.cuh  the same, where filters are phases
 //   implicit_gemm_weight.cuh        the kernels of the weight gradient
@@ -26,6 +27,7 @@
 #include "implicit_gemm_load.cuh"
 #include "implicit_gemm_multiply.cuh"
 #include "implicit_gemm_pack.cuh"
+#include "implicit_gemm_repair.cuh"
 #include "implicit_gemm_store.cuh"
 #include "implicit_gemm_store_phases.cuh"
 #include "implicit_gemm_weight.cuh"
@@ -113,18 +115,26 @@ __global__ void __launch_bounds__(S::kThreads, 1)
         using Storing = std::conditional_t<S::kInterleaves, PhaseStore<S>, Store<S>>;
         Storing store(problem, {input, weight, bias, unscale, out}, shared, warpgroup);
         StoringTurn<S> turn(problem.stores_in_turn != 0, warpgroup);
+        constexpr bool kRepairs = S::kProducts > 3 && !S::kInterleaves;
+        bool has_nan = false;
         ptx::griddepcontrol_wait();  // for the filters' scales
         for (int tile = static_cast<int>(blockIdx.x); tile < static_cast<int>(problem.all_tiles);
              tile += static_cast<int>(gridDim.x)) {
             const Tile at = TileWalk<S>(problem, tile).tile();
             store.prepare(at);
             multiplier.multiply(taps_of<S>(problem, head, at));
+            if constexpr (kRepairs) has_nan = has_nan || Repair<S>::is_nan(multiplier.sums);
             turn.begin();
             // Phases leave no registers to keep it in.
             store.store(S::kInterleaves ? TileWalk<S>(problem, tile).tile() : at, multiplier.sums);
             turn.end();
         }
         if constexpr (!S::kInterleaves) Storing::wait_until_read();  // of shared memory
+        if constexpr (kRepairs) {
+            if (ptx::reduce_max(has_nan ? 1u : 0u) != 0) {
+                Repair<S>(problem, {input, weight, bias, unscale, out}, shared, warpgroup).repair();
+            }
+        }
     }
 }
 

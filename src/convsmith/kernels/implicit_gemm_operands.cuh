@@ -75,8 +75,9 @@ __device__ __forceinline__ void narrow(const float (&values)[kVector],
 }
 
 // Writes the vectors of scaled values, `step` vectors apart: one, two parts, or those and residues.
-// What is not finite is all in the second part, which meets the other operand's first part alone,
-// for others may have the other sign; unless this is not careful, and infinity becomes NaN.
+// What is not finite is all in the second part, which meets the other operand's first part, for
+// others may have the other sign; unless this is not careful, and infinity becomes NaN. So it does
+// where second parts meet, too: see implicit_gemm_repair.cuh.
 template <int kVectors, bool kIsCareful, Side kSide, typename Operand>
 __device__ __forceinline__ void write_parts(float (&values)[kVector], Vector<Operand, kVector>* to,
                                             int step) {

@@ -39,6 +39,9 @@ inline void cp_async_bulk_commit_group() {}
 // Returns when the calling thread's groups have read what they copy.
 inline void cp_async_bulk_wait_group_read() {}
 
+// Returns when the calling thread's groups are in global memory.
+inline void cp_async_bulk_wait_group() {}
+
 // Lets copies that follow read and write where the calling thread has used shared memory.
 inline void fence_proxy_async() {}
 
@@ -74,6 +77,12 @@ __device__ __forceinline__ void cp_async_bulk_commit_group() {
 __device__ __forceinline__ void cp_async_bulk_wait_group_read() {
 #if __CUDA_ARCH__ >= 900
     asm volatile("cp.async.bulk.wait_group.read 0;" ::: "memory");
+#endif
+}
+
+__device__ __forceinline__ void cp_async_bulk_wait_group() {
+#if __CUDA_ARCH__ >= 900
+    asm volatile("cp.async.bulk.wait_group 0;" ::: "memory");
 #endif
 }
 
