@@ -105,6 +105,11 @@ PLAIN = Case(
 LARGEST_ERROR = {"tf32": 1e-3, "float32": 5e-7}
 
 
+def largest_error(ours: Tensor, exact: Tensor) -> float:
+    """Over the largest result."""
+    return float((ours.double() - exact).abs().max() / exact.abs().max())
+
+
 @contextmanager
 def on_poisoned_memory(kernel: str) -> Iterator[None]:
     """All convolutions, of CPU tensors too, run on ``kernel`` and find NaN in new memory."""

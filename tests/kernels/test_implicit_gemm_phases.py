@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LARGEST_ERROR, PLAIN, Case
+from convolutions import LARGEST_ERROR, PLAIN, Case, largest_error
 from torch import Tensor
 
 import convsmith
@@ -58,17 +58,12 @@ def exact_gradient(case: Case, dy: Tensor, w: Tensor, x: Tensor) -> Tensor:
     return torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), *case.geometry)
 
 
-def error(result: Tensor, exact: Tensor) -> float:
-    """The largest one, over the largest element."""
-    return float((result.double() - exact).abs().max() / exact.abs().max())
-
-
 @pytest.mark.parametrize("case", CASES.values(), ids=CASES)
 @pytest.mark.usefixtures("halves")
 def test_layers(case: Case, device: str, precision: str) -> None:
     given = operands(case, device)
     dx = execute.input_gradient(*given, *case.geometry)
-    assert error(dx, exact_gradient(case, *given)) < LARGEST_ERROR[precision]
+    assert largest_error(dx, exact_gradient(case, *given)) < LARGEST_ERROR[precision]
 
 
 @pytest.mark.parametrize(
@@ -109,7 +104,7 @@ def test_half_precision(dtype: torch.dtype, device: str) -> None:
     case = replace(ORDINARY, dtype=dtype, size=(9, 140))
     given = operands(case, device)
     dx = execute.input_gradient(*given, *case.geometry)
-    assert error(dx, exact_gradient(case, *given)) < torch.finfo(dtype).eps
+    assert largest_error(dx, exact_gradient(case, *given)) < torch.finfo(dtype).eps
 
 
 @pytest.mark.parametrize("value", [torch.inf, torch.nan], ids=str)
@@ -142,4 +137,4 @@ def test_a_transposed_convolution(
     options = {"stride": stride, "padding": 1, "output_padding": output_padding}
     y = convsmith.conv_transpose2d(x, w, None, **options)
     exact = torch.conv_transpose2d(x.double(), w.double(), None, **options)
-    assert error(y, exact) < LARGEST_ERROR[precision]
+    assert largest_error(y, exact) < LARGEST_ERROR[precision]

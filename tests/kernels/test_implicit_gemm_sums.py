@@ -6,7 +6,7 @@ from dataclasses import replace
 
 import pytest
 import torch
-from convolutions import LARGEST_ERROR, PLAIN, Case
+from convolutions import LARGEST_ERROR, PLAIN, Case, largest_error
 from torch import Tensor
 
 import convsmith
@@ -104,11 +104,6 @@ def computed(
     ours = execute.input_gradient(dy, w, x, *case.geometry)
     exact = torch.nn.grad.conv2d_input(x.shape, w.double(), dy.double(), *case.geometry)
     return ours, exact
-
-
-def largest_error(ours: Tensor, exact: Tensor) -> float:
-    """Over the largest result."""
-    return float((ours.double() - exact).abs().max() / exact.abs().max())
 
 
 @pytest.fixture
